@@ -1,0 +1,154 @@
+"""
+The data that travels: calls, attempts, and what is sent to an upstream.
+
+Plain records on the standard library. Header names are lower-case bytes and header lists
+may hold a name more than once (RFC 9110 §5.3); nothing here joins them.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sentinel_proxy.errors import FailureKind
+
+Header = tuple[bytes, bytes]
+Headers = Sequence[Header]
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of *name* (lower-case), or None."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+class Endpoint(StrEnum):
+    """What the caller asked for; a closed set, so it can be a metric's label."""
+
+    CHAT = "chat.completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
+    PASSTHROUGH = "passthrough"
+
+
+PATHS: dict[Endpoint, str] = {
+    Endpoint.CHAT: "/chat/completions",
+    Endpoint.COMPLETIONS: "/completions",
+    Endpoint.EMBEDDINGS: "/embeddings",
+    Endpoint.RESPONSES: "/responses",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What a caller may say about one call, in `x-sentinel-*` request headers."""
+
+    providers: tuple[str, ...] = ()  # these, in this order; empty: the configured chain
+    no_failover: bool = False
+    timeout_seconds: float | None = None  # for the whole call
+    first_token_timeout_seconds: float | None = None
+    rescue: str | None = None  # "continue" | "error"
+
+
+NO_CONTROLS = Controls()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of one call at one provider, or the reason why it was passed by."""
+
+    provider: str
+    result: str  # "200", "503", "timeout", "open", "limited", ...: what the trail shows
+    kind: FailureKind | None = None  # None: it answered, or was never tried
+    sent: bool = True  # False: passed by, nothing was sent
+    seconds: float = 0.0
+
+
+@dataclass(slots=True, repr=False)
+class Call:
+    """
+    One client request as we carry it.
+
+    `body` is the JSON as received and `payload` the same, parsed once; `payload` is shared by
+    all attempts, so nobody writes to it. Prompts live here: `repr` shows none of it.
+    """
+
+    trace_id: str
+    endpoint: Endpoint
+    body: bytes
+    payload: Mapping[str, Any]
+    model: str
+    stream: bool
+    started: float  # monotonic seconds
+    deadline: float  # monotonic seconds: the end of the whole call, all attempts included
+    headers: Headers = ()  # the caller's, as they came
+    query: bytes = b""  # the caller's query string, without "?"
+    traceparent: bytes | None = None  # of our span, to be sent on
+    client: str | None = None  # name of the authenticated client, never its key
+    controls: Controls = NO_CONTROLS
+    trail: list[Attempt] = field(default_factory=list)
+    upstream_seconds: float = 0.0  # of its life, spent waiting for upstreams
+    retried_by_client: bool = False  # the SDK says that this is already its own retry
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts were sent upstream."""
+        return sum(attempt.sent for attempt in self.trail)
+
+    def __repr__(self) -> str:
+        return f"<Call {self.trace_id} {self.endpoint.value} stream={self.stream}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class UpstreamRequest:
+    """
+    What one attempt sends, without its framing.
+
+    Host, Content-Length, Transfer-Encoding, Connection and Expect belong to the transport;
+    `headers` holds none of them.
+    """
+
+    method: str
+    target: str  # path and query in origin-form, the base URL's path included
+    headers: Headers
+    body: bytes | AsyncIterator[bytes] = b""
+    body_length: int | None = None  # of a streamed body, if known; else it is sent chunked
+    lossy: tuple[str, ...] = ()  # fields of the call that this provider cannot honour
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the same bytes can be sent a second time."""
+        return isinstance(self.body, bytes)
+
+    def __repr__(self) -> str:
+        return f"<UpstreamRequest {self.method} {self.target}>"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHead:
+    """How an upstream's answer begins."""
+
+    status: int
+    headers: Headers  # names in lower case, as they came otherwise
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, without parameters; "" if there is none."""
+        value = header(self.headers, b"content-type") or b""
+        return value.split(b";", 1)[0].strip().lower().decode("latin-1")
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens as the upstream counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens

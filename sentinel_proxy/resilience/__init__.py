@@ -1,0 +1,1 @@
+"""Pure decisions: breakers, retries, deadlines, budgets, rate limits. Time is an argument."""
