@@ -1,0 +1,108 @@
+"""
+The facts the core reports, and the bus that carries them.
+
+Past tense, frozen, no behaviour. Whoever wants to know (log, metrics, incidents, dashboard)
+subscribes; the core never logs, counts or stores. Emitting is synchronous, cannot fail and
+must not block, so listeners only note things down.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sentinel_proxy.errors import FailureKind
+from sentinel_proxy.model import Call, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """One attempt at one provider failed; what follows is told by later events."""
+
+    trace_id: str
+    provider: str
+    model: str
+    kind: FailureKind
+    label: str  # as in the trail: "503", "timeout"
+    message: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallRetried:
+    """The same provider will be tried once more, after a pause."""
+
+    trace_id: str
+    provider: str
+    pause_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailedOver:
+    """A provider other than the first of the chain began to answer."""
+
+    trace_id: str
+    source: str  # the first provider of the chain that failed or was passed by
+    target: str
+    reason: str  # how the source's last attempt is named in the trail
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    """A breaker moved from one state to another."""
+
+    provider: str
+    model: str | None  # None: the provider's own breaker
+    before: str  # "closed" | "open" | "half_open" | "isolated"
+    after: str
+    reason: str
+    rest_seconds: float  # how long it will rest, 0 unless it is open now
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """A call is over: its caller has the answer, an error, or is gone."""
+
+    call: Call
+    outcome: str  # "success" | "failed_over" | "caller_error" | "failure" | "truncated" | "hung_up"
+    status: int  # what the caller got; 499 if it hung up
+    provider: str | None
+    model: str | None
+    seconds: float
+    overhead_seconds: float
+    first_token_seconds: float | None  # from the start of the call
+    usage: Usage | None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something about the process itself that an operator should read."""
+
+    level: str  # "info" | "warning" | "error"
+    message: str
+    details: dict[str, Any]
+
+
+Event = AttemptFailed | CallRetried | CallFailedOver | BreakerChanged | CallFinished | Noticed
+Emit = Callable[[Event], None]
+E_ = TypeVar("E_")
+
+
+class Bus:
+    """Hands each event to the listeners of its type, in the order in which they subscribed."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[type, tuple[Callable[[Any], None], ...]] = {}
+        self.errors = 0
+
+    def subscribe(self, kind: type[E_], listener: Callable[[E_], None]) -> None:
+        """Call *listener* with every later event of exactly this *kind*."""
+        self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody. A listener that raises is counted in `errors` and harms nobody."""
+        for listener in self._listeners.get(type(event), ()):
+            try:
+                listener(event)
+            except Exception:
+                self.errors += 1
