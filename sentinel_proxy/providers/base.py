@@ -31,7 +31,7 @@ class Decoder(ABC):
     """
 
     began: bool = False
-    """A token that means something (content, reasoning, refusal, tool call) or the complete JSON was returned."""
+    """A token that means something (content, reasoning, refusal, a tool call) or the complete JSON came."""
 
     progress: int = 0
     """Counts the events that mean something: what restarts the progress timer."""

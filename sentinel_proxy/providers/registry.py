@@ -49,7 +49,8 @@ class Registry:
         if any(other.name == provider.name for other in self):
             raise ConfigError("providers", f"the name {provider.name!r} is used twice; give each its own")
         if position is not None and position < 1:
-            raise ConfigError("providers", f"position {position} of {provider.name!r}: positions count from 1")
+            problem = f"position {position} of {provider.name!r}: positions count from 1"
+            raise ConfigError("providers", problem)
         at = len(self) if position is None else position - 1
         self._providers.insert(at, provider)
 
