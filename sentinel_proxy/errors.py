@@ -213,9 +213,14 @@ class NoReply(SentinelError):
     No provider gave a reply: the call has failed and nothing of an answer was sent.
 
     Args:
+        failures: What every provider of the chain said, in the order of asking: the last error
+            of each attempt, or why it was passed by.
         deadline_exceeded: The call's time was used up before everyone was tried.
     """
 
-    def __init__(self, *, deadline_exceeded: bool = False) -> None:
+    def __init__(
+        self, failures: Sequence["UpstreamError | BreakerOpen"] = (), *, deadline_exceeded: bool = False
+    ) -> None:
         super().__init__("the deadline passed" if deadline_exceeded else "no provider answered")
+        self.failures = failures
         self.deadline_exceeded = deadline_exceeded

@@ -1,0 +1,61 @@
+"""
+How long we wait: one deadline for the call, and the waits of an attempt inside it.
+
+Every limit is a wall-clock limit: a byte now and then does not extend it. The waits are
+those of failure-semantics of LLM APIs: a connection, the first token that means something,
+silence on the wire, and a wire that is alive but says nothing.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sentinel_proxy.config import TimeoutsConfig
+from sentinel_proxy.model import Call
+
+FINISH_GRACE_SECONDS: Final = 5.0
+"""After the last finish reason only usage and the terminator may follow; nobody waits longer for them."""
+
+_REASONING_MODEL: Final = re.compile(
+    r"(^|[/:_-])(o[1-9]|gpt-5|gpt-oss|deepseek-r|qwq|qwen3|magistral)|reason|think", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """The waits of one attempt, in seconds from its start or from the last sign of life."""
+
+    connect: float
+    begin: float  # to the first token of a stream, or to the complete answer of any other call
+    idle: float
+    progress: float
+
+
+def reasons(payload: Mapping[str, Any], model: str) -> bool:
+    """Whether a long silence before the first token is normal: the request or the model reasons."""
+    effort = payload.get("reasoning_effort")
+    reasoning = payload.get("reasoning")
+    if effort is None and isinstance(reasoning, Mapping):
+        effort = reasoning.get("effort")
+    if isinstance(effort, str):
+        return effort not in ("none", "minimal")
+    return reasoning is not None or _REASONING_MODEL.search(model) is not None
+
+
+def patience(call: Call, model: str, timeouts: TimeoutsConfig) -> Patience:
+    """Return the waits of an attempt of *call* at a provider where it goes to *model*."""
+    if not call.stream:
+        begin = timeouts.total if reasons(call.payload, model) else timeouts.answer
+    elif call.controls.first_token_timeout_seconds is not None:
+        begin = call.controls.first_token_timeout_seconds
+    elif reasons(call.payload, model):
+        begin = timeouts.first_token_reasoning
+    else:
+        begin = timeouts.first_token
+    return Patience(timeouts.connect, begin, timeouts.idle, timeouts.progress)
+
+
+def overridden(timeouts: TimeoutsConfig, overrides: Mapping[str, float]) -> TimeoutsConfig:
+    """Return *timeouts* with a provider's own values in place."""
+    return timeouts.model_copy(update=dict(overrides)) if overrides else timeouts
