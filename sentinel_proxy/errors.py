@@ -23,12 +23,39 @@ class ConfigError(SentinelError):
         key: Dotted name of the key as a person wrote it (`providers[1].base_url`), or the
             name of the environment variable or file at fault.
         problem: What is wrong with its value and what would be right; never the value of a secret.
+        source: The file that the key stands in; empty where there is none.
     """
 
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}")
+    def __init__(self, key: str, problem: str, *, source: str = "") -> None:
+        super().__init__(f"{source}: {key}: {problem}" if source else f"{key}: {problem}")
         self.key = key
         self.problem = problem
+        self.source = source
+
+    @property
+    def mistakes(self) -> "tuple[ConfigError, ...]":
+        """Every mistake that was found, at least one."""
+        return (self,)
+
+
+class ConfigErrors(ConfigError):
+    """
+    Several mistakes of one configuration, told at once; `str` gives one line each.
+
+    Args:
+        mistakes: At least one; `key`, `problem` and `source` are those of the first.
+    """
+
+    def __init__(self, mistakes: "Sequence[ConfigError]") -> None:
+        first = mistakes[0]
+        super().__init__(first.key, first.problem, source=first.source)
+        self.args = ("\n".join(str(mistake) for mistake in mistakes),)
+        self._mistakes = tuple(mistakes)
+
+    @property
+    def mistakes(self) -> tuple[ConfigError, ...]:
+        """Every mistake that was found, in the order of the sections."""
+        return self._mistakes
 
 
 class CallerError(SentinelError):

@@ -1,37 +1,52 @@
 """
-The configuration: what can be set, what it means, and the errors of whoever writes it.
+What can be set: one class per table of the file, one field per key.
 
-TOML file first, then the environment on top. Frozen once built; secrets are masked in every
-`repr` and print. Times are seconds, sizes are bytes.
+Names and defaults are public API; docs/configuration.md and config.example.toml are held equal
+to them by a test. Times are seconds, sizes are bytes. Rules about a single value stand at its
+type; rules between values are in `rules`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Seconds = Annotated[float, Field(ge=0)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
+from sentinel_proxy.config.values import (
+    BaseUrl,
+    Count,
+    KeepAlive,
+    Name,
+    Network,
+    Port,
+    PositiveCount,
+    PositiveSeconds,
+    Seconds,
+    Secret,
+    Share,
+    StateUrl,
+    Text,
+)
 
 
 class Section(BaseModel):
     """A table of the file: frozen, and without room for unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, hide_input_in_errors=True
+    )
 
 
 class ServerConfig(Section):
     """[server]"""
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    host: Text = "127.0.0.1"
+    port: Port = 8000
     workers: PositiveCount = 1
     drain_seconds: Seconds = 30
     max_body_bytes: PositiveCount = 33_554_432
     max_upload_bytes: PositiveCount = 536_870_912
     max_in_flight: PositiveCount = 2000
-    trusted_proxies: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 class TimeoutsConfig(Section):
@@ -49,7 +64,7 @@ class TimeoutsConfig(Section):
 
 
 class ProviderTimeoutsConfig(Section):
-    """[providers.timeouts]: any of [timeouts], for this provider alone."""
+    """[providers.timeouts]: any of [timeouts] that bounds one attempt, for this provider alone."""
 
     connect: PositiveSeconds | None = None
     first_token: PositiveSeconds | None = None
@@ -62,15 +77,15 @@ class ProviderTimeoutsConfig(Section):
 class ProviderConfig(Section):
     """[[providers]], in order of preference."""
 
-    name: str
+    name: Name
     kind: Literal["openai", "ollama"]
-    base_url: str
-    api_key: SecretStr | None = None
+    base_url: BaseUrl
+    api_key: Secret | None = None
     transport: Literal["http1", "httpx"] = "http1"
-    models: dict[str, str] = {}
+    models: dict[str, Text] = {}
     max_in_flight: Count = 0
     context_window: PositiveCount | None = None
-    keep_alive: str | int | None = None
+    keep_alive: KeepAlive | None = None
     num_ctx: PositiveCount | None = None
     continuation: Literal["prefill", "instruct", "none"] | None = None
     timeouts: ProviderTimeoutsConfig = ProviderTimeoutsConfig()
@@ -83,7 +98,7 @@ class RetryConfig(Section):
     backoff: Seconds = 0.25
     max_backoff: Seconds = 4
     retry_after_limit: Seconds = 5
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.2
+    budget: Share = 0.2
 
 
 class BreakerConfig(Section):
@@ -119,8 +134,8 @@ class RateLimitConfig(Section):
 class StateConfig(Section):
     """[state]"""
 
-    url: str = "sqlite://"
-    namespace: str = "sentinel"
+    url: StateUrl = Field(default="sqlite://", repr=False)  # may hold the password of a Redis
+    namespace: Text = "sentinel"
     incidents: PositiveCount = 500
     events: PositiveCount = 500
 
@@ -128,15 +143,15 @@ class StateConfig(Section):
 class AdminConfig(Section):
     """[admin]"""
 
-    token: SecretStr | None = None
+    token: Secret | None = None
 
 
 class ClientConfig(Section):
     """[[clients]]"""
 
-    name: str
-    key: SecretStr
-    requests: Count | None = None
+    name: Name
+    key: Secret
+    requests: Count | None = None  # None: [rate_limit].requests
 
 
 class LogConfig(Section):
@@ -149,6 +164,7 @@ class LogConfig(Section):
 class Config(Section):
     """Everything; as frozen as its parts."""
 
+    default_model: Text = "gpt-4o-mini"
     server: ServerConfig = ServerConfig()
     providers: tuple[ProviderConfig, ...] = ()
     timeouts: TimeoutsConfig = TimeoutsConfig()
@@ -161,3 +177,24 @@ class Config(Section):
     admin: AdminConfig = AdminConfig()
     clients: tuple[ClientConfig, ...] = ()
     log: LogConfig = LogConfig()
+
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Dotted key to the environment variable or flag that set it; keys of the file are not in it."""
+        return self._origins
+
+    @property
+    def caller_key_provider(self) -> str | None:
+        """
+        Name of the provider that callers' own keys are passed on to; None: they stay here.
+
+        Only the first of kind "openai" can be it, for a key must not wander to another vendor.
+        It is not where it has a key of its own, nor where [[clients]] are listed, since their
+        keys are the proxy's.
+        """
+        first = next((provider for provider in self.providers if provider.kind == "openai"), None)
+        if first is None or first.api_key is not None or self.clients:
+            return None
+        return first.name
