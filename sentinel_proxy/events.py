@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sentinel_proxy.errors import FailureKind
-from sentinel_proxy.model import Call, Usage
+from sentinel_proxy.model import Call, Endpoint, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ class BreakerChanged:
 class CallFinished:
     """A call is over: its caller has the answer, an error, or is gone."""
 
-    call: Call
+    trace_id: str
+    endpoint: Endpoint
+    call: Call | None  # None: the request was so wrong that it never became a call
     outcome: str  # "success" | "failed_over" | "caller_error" | "failure" | "truncated" | "hung_up"
     status: int  # what the caller got; 499 if it hung up
     provider: str | None

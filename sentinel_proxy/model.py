@@ -8,7 +8,7 @@ may hold a name more than once (RFC 9110 §5.3); nothing here joins them.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from sentinel_proxy.errors import FailureKind
 
@@ -90,7 +90,7 @@ class Call:
     client: str | None = None  # name of the authenticated client, never its key
     controls: Controls = NO_CONTROLS
     trail: list[Attempt] = field(default_factory=list)
-    upstream_seconds: float = 0.0  # of its life, spent waiting for upstreams
+    waited_seconds: float = 0.0  # of its life, spent waiting for others: upstreams, pauses, the caller's body
     retried_by_client: bool = False  # the SDK says that this is already its own retry
 
     @property
@@ -100,6 +100,19 @@ class Call:
 
     def __repr__(self) -> str:
         return f"<Call {self.trace_id} {self.endpoint.value} stream={self.stream}>"
+
+
+@dataclass(slots=True)
+class Trace:
+    """What is known of one HTTP request before anybody looked into it; lives in the ASGI scope."""
+
+    SCOPE_KEY: ClassVar[str] = "sentinel_proxy.trace"
+
+    trace_id: str
+    started: float  # monotonic seconds
+    traceparent: bytes | None = None  # of our span; None if the caller sent none
+    client: str | None = None  # name of the authenticated client, never its key
+    headers: list[Header] = field(default_factory=list)  # to be added to whatever is answered
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -152,3 +165,14 @@ class Usage:
     def total_tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class Load:
+    """How busy this process is, and what it has refused because of that."""
+
+    in_flight: int = 0  # calls being served
+    open_streams: int = 0  # of these, streams that have begun
+    shed: int = 0
+    rate_limited: int = 0
+    draining: bool = False  # nothing new is admitted; what runs may finish

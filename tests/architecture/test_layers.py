@@ -14,22 +14,24 @@ ROOT = Path(sentinel_proxy.__file__).parent
 LAYERS = [
     {"cli", "__main__"},
     {"drill", "demo"},
+    {"server"},
     {"app"},
-    {"api", "admin", "middleware"},
-    {"failover", "health"},
+    {"admin", "middleware"},
+    {"api"},
+    {"failover", "passthrough", "health"},
     {"rescue"},
-    {"upstream", "log", "incidents", "metrics", "testing"},
+    {"upstream", "log", "incidents", "metrics"},
     {"providers", "stores"},
     {"resilience", "wire"},
     {"events", "config"},
-    {"model", "wheel"},
+    {"model", "wheel", "testing"},
     {"errors", "clock", "__init__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # Each outside library has one home.
 HOMES = {
-    "uvicorn": {"cli", "demo", "drill"},
+    "uvicorn": {"server"},
     "starlette": {"app", "api", "admin", "middleware"},
     "httpx": {"upstream"},
     "httptools": {"upstream"},

@@ -1,0 +1,309 @@
+"""
+A reply onto ASGI, and the caller at the other end of the line.
+
+`Caller` knows what HTTP lets us know about whoever called: that it hung up, that it reads too
+slowly, that it has waited so long in silence that something on the way may cut the line. All
+of it costs one alarm and, for calls that take longer than a moment, one task.
+
+Nothing here decides about providers, and nothing after the first byte is ever unsaid: an
+answer that breaks ends in an error inside the stream, never in silence.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from starlette.types import Message, Receive, Scope, Send
+
+from sentinel_proxy.clock import Clock
+from sentinel_proxy.errors import CallerError, UpstreamError
+from sentinel_proxy.failover import Reply
+from sentinel_proxy.model import Header, Headers, header
+from sentinel_proxy.wheel import Wheel
+
+WATCH_AFTER_SECONDS: Final = 0.05
+"""When the watch for a hang-up begins; most answers that are quick at all are there by then."""
+
+BODY_SECONDS: Final = 30.0
+"""For the whole request body to arrive; as long as nginx and Apache wait for a part of it."""
+
+WRITE_SECONDS: Final = 30.0
+"""How long one write may wait for a reader before it is given up."""
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+STREAM_HEADERS: Final[tuple[Header, ...]] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+
+# RFC 9110 §7.6.1, and what belongs to one hop or to the upstream's own site.
+_NOT_RELAYED: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+        b"content-encoding",
+        b"content-type",
+        b"cache-control",
+        b"set-cookie",
+        b"server",
+        b"date",
+        b"alt-svc",
+        b"strict-transport-security",
+        b"content-security-policy",
+        b"x-should-retry",
+        b"retry-after",
+        b"retry-after-ms",
+    )
+)
+
+
+class HungUp(Exception):
+    """The caller has left; nobody waits for an answer any more."""
+
+
+def relayed_headers(headers: Headers) -> list[Header]:
+    """Return those of an upstream's response headers that concern the caller."""
+    kept = [
+        pair for pair in headers if pair[0] not in _NOT_RELAYED and not pair[0].startswith(b"x-sentinel-")
+    ]
+    if named := header(headers, b"connection"):
+        own_hop = {name.strip().lower() for name in named.split(b",")}
+        kept = [pair for pair in kept if pair[0] not in own_hop]
+    return kept
+
+
+class Caller:
+    """
+    The far end of one call.
+
+    Create it when the request's head is here, call `release` on every way out. From `watch` on,
+    a caller that hangs up, or does not read for `WRITE_SECONDS`, cancels the task that serves
+    it; `gone` tells that apart from a cancellation by somebody else.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_clock",
+        "_held_headers",
+        "_heartbeat_seconds",
+        "_hold_at",
+        "_keeper",
+        "_last_sent",
+        "_receive",
+        "_send",
+        "_sending_since",
+        "_task",
+        "_watcher",
+        "_wheel",
+        "gone",
+        "started",
+        "streaming",
+    )
+
+    def __init__(self, receive: Receive, send: Send, wheel: Wheel, clock: Clock) -> None:
+        self._receive = receive
+        self._send = send
+        self._wheel = wheel
+        self._clock = clock
+        self._alarm = wheel.set(clock.monotonic() + BODY_SECONDS, self._body_is_late)
+        self._task: asyncio.Task[object] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._held_headers: Callable[[], Sequence[Header]] | None = None
+        self._hold_at = 0.0
+        self._heartbeat_seconds = 0.0
+        self._sending_since: float | None = None
+        self._last_sent = 0.0
+        self.gone = False
+        self.started = False
+        self.streaming = False
+
+    async def body(self, scope: Scope, limit_bytes: int) -> bytes:
+        """
+        Read the whole request body.
+
+        Raises:
+            CallerError: It is larger than *limit_bytes* (413; nothing more is read), or it did
+                not arrive in time (408).
+            HungUp: The caller left before it was complete.
+        """
+        declared = header(scope["headers"], b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
+            raise _too_large(limit_bytes)
+        self._task = asyncio.current_task()
+        try:
+            message = await self._receive()
+            body: bytes = message.get("body", b"")
+            if message.get("more_body", False):
+                body = await self._rest_of_body(body, limit_bytes)
+        except asyncio.CancelledError:
+            if not self._body_was_late():
+                raise
+            raise CallerError(
+                "the request body did not arrive in time", status=408, code="request_timeout"
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise HungUp
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return body
+
+    async def _rest_of_body(self, first: bytes, limit_bytes: int) -> bytes:
+        parts, size, more = [first], len(first), True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise HungUp
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            parts.append(part)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def _body_is_late(self) -> None:
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _body_was_late(self) -> bool:
+        """Take back the cancellation by our own alarm; False if it was somebody else's."""
+        if not self.gone or self._task is None:
+            return False
+        self.gone = False
+        self._task.uncancel()
+        return True
+
+    def watch(
+        self,
+        *,
+        hold_seconds: float = 0.0,
+        heartbeat_seconds: float = 0.0,
+        held_headers: Callable[[], Sequence[Header]] | None = None,
+    ) -> None:
+        """
+        Begin to watch the line; the body has been read.
+
+        Args:
+            hold_seconds: A stream that has not begun by then is kept warm with status 200,
+                *held_headers* and comments; 0: never.
+            heartbeat_seconds: Silence on a stream before a comment is sent; 0: never.
+        """
+        now = self._clock.monotonic()
+        self._task = asyncio.current_task()
+        self._hold_at = now + hold_seconds if hold_seconds else 0.0
+        self._heartbeat_seconds = heartbeat_seconds
+        self._held_headers = held_headers
+        self._alarm.cancel()
+        self._alarm = self._wheel.set(now + WATCH_AFTER_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """See whether anything is due, and when to look again."""
+        now = self._clock.monotonic()
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._wait_for_hang_up(), name="hang-up watch")
+        if self._sending_since is not None and now - self._sending_since >= WRITE_SECONDS:
+            self._leave()
+            return
+        due = now + WRITE_SECONDS / 4
+        if self._hold_at and not self.started:
+            if now >= self._hold_at:
+                self._hold_at = 0.0
+                self._keep_warm(now)
+            else:
+                due = min(due, self._hold_at)
+        if self.started and self.streaming and self._heartbeat_seconds:
+            beat = self._last_sent + self._heartbeat_seconds
+            if now >= beat and self._sending_since is None:
+                self._keep_warm(now)
+                beat = now + self._heartbeat_seconds
+            due = min(due, max(beat, now + WATCH_AFTER_SECONDS))
+        self._alarm = self._wheel.set(due, self._look)
+
+    def _keep_warm(self, now: float) -> None:
+        self._last_sent = now
+        self._keeper = asyncio.create_task(self._send_comment(), name="keep a waiting caller warm")
+
+    async def _send_comment(self) -> None:
+        if not self.started:
+            headers = self._held_headers() if self._held_headers is not None else ()
+            await self.start(200, [*headers, *STREAM_HEADERS], streaming=True)
+        await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+
+    async def _wait_for_hang_up(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._leave()
+
+    def _leave(self) -> None:
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def start(self, status: int, headers: Sequence[Header], *, streaming: bool = False) -> None:
+        """Send the head of the answer, unless it is spent already (a stream that was kept warm)."""
+        if self.started:
+            return
+        self.started = True
+        self.streaming = streaming
+        self._last_sent = self._clock.monotonic()
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, data: bytes, *, more: bool) -> None:
+        """Send a part of the answer's body; waits while the caller's side is full."""
+        message: Message = {"type": "http.response.body", "body": data, "more_body": more}
+        self._sending_since = self._last_sent = self._clock.monotonic()
+        await self._send(message)
+        self._sending_since = None
+
+    def release(self) -> None:
+        """Stop watching. Never waits; may be called twice."""
+        self._alarm.cancel()
+        self._task = None
+        for task in (self._watcher, self._keeper):
+            if task is not None and not task.done():
+                task.cancel()
+
+
+async def relay(reply: Reply, caller: Caller, headers: Sequence[Header], *, streaming: bool) -> None:
+    """
+    Send *reply* to *caller*, bytes as they come. The reply is not closed here.
+
+    Raises:
+        UpstreamError: The answer broke; what came before it has been sent and the line is
+            still open, so that the break can be told inside the stream.
+    """
+    if not streaming:
+        body = await reply.read()
+        await reply.read()  # the end: the attempt has voted
+        await caller.start(reply.status, [*headers, (b"content-length", b"%d" % len(body))])
+        await caller.send(body, more=False)
+        return
+    first = await reply.read()
+    await caller.start(reply.status, [*headers, *STREAM_HEADERS], streaming=True)
+    await caller.send(first, more=True)
+    while data := await reply.read():
+        await caller.send(data, more=True)
+    await caller.send(b"", more=False)
+
+
+async def tell_break(caller: Caller, error: UpstreamError, event: bytes) -> None:
+    """End a stream that broke with the one in-band form that every SDK raises on."""
+    await caller.send(event, more=True)
+    await caller.send(b"", more=False)
+
+
+def _too_large(limit_bytes: int) -> CallerError:
+    message = f"the request body is larger than the {limit_bytes} bytes that are accepted here"
+    return CallerError(message, status=413, code="request_too_large")

@@ -1,0 +1,191 @@
+"""
+The composition root: configuration in, ASGI application out.
+
+Everything is put together here, once, by hand; nothing else in the package constructs its own
+collaborators. The middleware is one visible list, outermost first, and the lifespan opens what
+needs an event loop and closes it in reverse.
+"""
+
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sentinel_proxy import __version__
+from sentinel_proxy.api import errors, health, models, passthrough, routes
+from sentinel_proxy.clock import Clock, SystemClock
+from sentinel_proxy.config import Config, ProviderConfig
+from sentinel_proxy.events import Bus, Noticed
+from sentinel_proxy.failover import Failover
+from sentinel_proxy.middleware.auth import AuthMiddleware
+from sentinel_proxy.middleware.limits import InFlightMiddleware, RateLimitMiddleware
+from sentinel_proxy.middleware.trace import TraceMiddleware
+from sentinel_proxy.model import Load
+from sentinel_proxy.passthrough import Passthrough
+from sentinel_proxy.providers.base import Provider
+from sentinel_proxy.providers.ollama import OllamaProvider
+from sentinel_proxy.providers.openai import OpenAIProvider
+from sentinel_proxy.providers.registry import Registry
+from sentinel_proxy.resilience.rate_limit import SlidingLog
+from sentinel_proxy.resilience.retry import RetryPolicy
+from sentinel_proxy.upstream.base import Transport
+from sentinel_proxy.upstream.http1 import Http1Transport
+from sentinel_proxy.upstream.upstream import Upstream
+from sentinel_proxy.wheel import Wheel
+
+
+class Proxy:
+    """
+    Everything one process is made of; `app` is what a server runs.
+
+    Args:
+        config: The effective configuration.
+        registry: The chain; by default the configured providers and the installed plugins.
+        bus: Where facts go; subscribe before the application starts.
+        transport: Makes the transport of a provider; by default what its configuration names.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        registry: Registry | None = None,
+        bus: Bus | None = None,
+        clock: Clock | None = None,
+        uniform: Callable[[float, float], float] = random.uniform,
+        transport: Callable[[Provider, Wheel], Transport] | None = None,
+    ) -> None:
+        self.config = config
+        self.bus = bus if bus is not None else Bus()
+        self.clock = clock if clock is not None else SystemClock()
+        self.wheel = Wheel()
+        self.load = Load()
+        self.registry = registry if registry is not None else default_registry(config)
+        make = transport if transport is not None else default_transport
+        self.upstreams = [
+            Upstream.build(
+                provider,
+                make(provider, self.wheel),
+                timeouts=config.timeouts,
+                breaker=config.breaker,
+                retry=config.retry,
+                emit=self.bus.emit,
+            )
+            for provider in self.registry
+        ]
+        retry = RetryPolicy(config.retry, self.clock, uniform)
+        self.failover = Failover(self.upstreams, retry, self.clock, self.bus.emit)
+        self.app = self._build_app()
+
+    def __repr__(self) -> str:
+        return f"<Proxy {self.registry!r}>"
+
+    def _build_app(self) -> Starlette:
+        service = routes.Service(self.config, self.failover, self.load, self.wheel, self.clock, self.bus.emit)
+        return Starlette(
+            routes=[
+                *routes.routes(service),
+                *models.routes(service),
+                *health.routes(service, __version__),
+                *passthrough.routes(service, Passthrough(self.upstreams, self.clock, self.bus.emit)),
+            ],
+            middleware=self._onion(),
+            exception_handlers={HTTPException: _refused, 500: _bug},
+            lifespan=self._lifespan,
+        )
+
+    def _onion(self) -> list[Middleware]:
+        config = self.config
+        limits = {client.name: client.requests for client in config.clients if client.requests is not None}
+        keys = {
+            sha256(client.key.get_secret_value().encode()).digest(): client.name for client in config.clients
+        }
+        log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
+        return [
+            Middleware(TraceMiddleware, clock=self.clock),
+            Middleware(InFlightMiddleware, max_in_flight=config.server.max_in_flight, load=self.load),
+            Middleware(AuthMiddleware, clients=keys),
+            Middleware(
+                RateLimitMiddleware,
+                log=log,
+                limits=limits,
+                trusted_proxies=config.server.trusted_proxies,
+                load=self.load,
+                clock=self.clock,
+            ),
+        ]
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for upstream in self.upstreams:
+                stack.push_async_callback(upstream.transport.aclose)
+            chain = " -> ".join(provider.name for provider in self.registry)
+            self.bus.emit(Noticed("info", "ready", {"version": __version__, "chain": chain}))
+            yield
+            self.bus.emit(Noticed("info", "stopped", {}))
+
+
+def default_registry(config: Config) -> Registry:
+    """
+    Return the configured chain, and what installed plugins add to it.
+
+    Raises:
+        ConfigError: Two providers share a name, or a plugin is refused.
+    """
+    registry = Registry()
+    for settings in config.providers:
+        registry.register(_provider(settings, passes_caller_key=settings.name == config.caller_key_provider))
+    registry.load_plugins()
+    return registry
+
+
+def _provider(settings: ProviderConfig, *, passes_caller_key: bool) -> Provider:
+    if settings.kind == "ollama":
+        return OllamaProvider.from_config(settings)
+    return OpenAIProvider.from_config(settings, passes_caller_key=passes_caller_key)
+
+
+def default_transport(provider: Provider, wheel: Wheel) -> Transport:
+    """Return the transport that the provider's configuration names."""
+    if provider.transport == "httpx":
+        from sentinel_proxy.upstream.httpx import HttpxTransport  # heavy, and rarely wanted
+
+        return HttpxTransport(provider.base_url)
+    return Http1Transport(provider.base_url, wheel)
+
+
+def create_app(config: Config, **parts: Any) -> Starlette:
+    """Return the ASGI application for *config*; *parts* as for `Proxy`."""
+    return Proxy(config, **parts).app
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    """Our router's own 404 and 405, in the envelope."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        answer = errors.answer(404, "there is nothing at this path; the API is below /v1", code="unknown_url")
+    elif error.status_code == 405:
+        answer = errors.answer(405, "this path does not take that method", code="method_not_allowed")
+    else:
+        answer = errors.answer(error.status_code, str(error.detail))
+    headers: Mapping[str, str] = error.headers or {}
+    return _response(answer, headers)
+
+
+async def _bug(_: Request, __: Exception) -> Response:
+    """A mistake of ours; the log has the details, the caller gets none."""
+    answer = errors.answer(500, "the proxy made a mistake; its log says more", code="internal_error")
+    return _response(answer, {})
+
+
+def _response(answer: errors.ErrorAnswer, extra: Mapping[str, str]) -> Response:
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(answer.body, answer.status, {**headers, **extra})

@@ -1,0 +1,122 @@
+"""
+What a person types: `sentinel-proxy [serve]`, `check-config`, `demo`.
+
+Parses, prints and exits; the work is done elsewhere, and imported only by the command that
+needs it, so that `--version` and a mistake in the configuration answer at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sentinel_proxy import __version__
+from sentinel_proxy.config import Loaded, effective, load
+from sentinel_proxy.errors import ConfigError
+
+EXIT_MISTAKE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 when all is well, 2 after a mistake of whoever typed it."""
+    arguments = _parser().parse_args(_with_default_command(list(sys.argv[1:] if argv is None else argv)))
+    try:
+        code = arguments.run(arguments)
+    except ConfigError as error:
+        print(f"sentinel-proxy: {error}", file=sys.stderr)
+        code = EXIT_MISTAKE
+    except KeyboardInterrupt:
+        code = 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _with_default_command(argv: list[str]) -> list[str]:
+    """`serve` is what is meant when no command is named."""
+    if argv and (argv[0] in ("-h", "--help", "--version") or not argv[0].startswith("-")):
+        return argv
+    return ["serve", *argv]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sentinel-proxy",
+        description="An OpenAI-compatible reverse proxy that keeps applications alive through LLM outages.",
+        epilog="Without a command it serves. Documentation: README.md and docs/.",
+    )
+    parser.add_argument("--version", action="version", version=f"sentinel-proxy {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="run the proxy (the default)")
+    _add_config(serve)
+    serve.add_argument("--host", metavar="H", help="address to listen on; overrides [server].host")
+    serve.add_argument("--port", metavar="N", type=int, help="port to listen on; overrides [server].port")
+    serve.add_argument("--workers", metavar="N", type=int, help="processes; overrides [server].workers")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check-config", help="print the effective configuration, secrets masked")
+    _add_config(check)
+    check.set_defaults(run=_check_config)
+
+    demo = commands.add_parser("demo", help="watch an outage being survived; needs no keys and no network")
+    demo.add_argument("--port", metavar="N", type=int, default=8000, help="port of the proxy (default: 8000)")
+    demo.add_argument("--once", action="store_true", help="end after the script instead of staying up")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="TOML file (default: the one that SENTINEL_CONFIG names, else the environment alone)",
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    flags = {"--host": arguments.host, "--port": arguments.port, "--workers": arguments.workers}
+    loaded = load(arguments.config, os.environ, flags)
+
+    from sentinel_proxy.app import Proxy
+    from sentinel_proxy.events import Bus, Noticed
+    from sentinel_proxy.log import Log
+    from sentinel_proxy.server import listen, serve
+
+    server = loaded.config.server
+    listener = listen(server.host, server.port)
+    bus = Bus()
+    log = Log(loaded.config.log)
+    log.listen(bus)
+    proxy = Proxy(loaded.config, bus=bus)
+    for note in loaded.notes:
+        bus.emit(Noticed("info", note, {}))
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    try:
+        serve(proxy, listener, lambda: bus.emit(Noticed("info", "listening", {"address": address})))
+    finally:
+        log.sink.flush()
+    return 0
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    loaded = load(arguments.config, os.environ)
+    _print_loaded(loaded)
+    return 0
+
+
+def _print_loaded(loaded: Loaded) -> None:
+    print(effective(loaded.config))
+    for note in loaded.notes:
+        print(f"# note: {note}")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from sentinel_proxy.demo import run
+
+    return run(port=arguments.port, once=arguments.once)

@@ -1,0 +1,447 @@
+"""
+The story of a call: providers in order until one begins to answer.
+
+Read it top to bottom. `open` walks the chain, `_ask` gives one provider its tries, `_attempt`
+takes the permit and reports how it went, `_begin` sends the call and waits for an answer worth
+committing to. What follows from each failure is looked up in `errors.CONSEQUENCES`; how long
+to wait comes from `resilience.deadline`; what the bytes mean from the provider's decoder.
+
+The commit point is the return of `open`: before it nothing has reached the caller and every
+failure is a silent failover, after it the `Reply` owns the connection and the permit.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sentinel_proxy.clock import Clock
+from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, NoReply, UpstreamError
+from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Emit
+from sentinel_proxy.model import Attempt, Call, Headers, UpstreamRequest, Usage
+from sentinel_proxy.providers.base import Decoder
+from sentinel_proxy.resilience.deadline import FINISH_GRACE_SECONDS, Patience, patience
+from sentinel_proxy.resilience.retry import RetryPolicy
+from sentinel_proxy.resilience.scopes import ScopedPermit
+from sentinel_proxy.upstream.base import Exchange
+from sentinel_proxy.upstream.upstream import Upstream
+
+MAX_ERROR_BYTES: Final = 65_536
+"""How much of an error's body is read; OpenAI's are below 1 KiB, a CDN's HTML below 16 KiB."""
+
+MAX_PRELUDE_BYTES: Final = 65_536
+"""How much may come before the first token that means something; real preludes are below 1 KiB."""
+
+TRIAL_PROOF_SECONDS: Final = 5.0
+"""A trial that has streamed this long since its first token has proved its point; an answer may take minutes."""
+
+Failure = UpstreamError | BreakerOpen
+
+
+class Reply:
+    """
+    An answer that has begun. It owns the exchange, the permit and its place at the upstream.
+
+    Close it on every way out; closing before the end is nobody's failure (the caller hung up).
+    """
+
+    __slots__ = (
+        "_began_at",
+        "_call",
+        "_clock",
+        "_closed",
+        "_decoder",
+        "_exchange",
+        "_first",
+        "_patience",
+        "_permit",
+        "_progress",
+        "_progress_at",
+        "failover",
+        "first_token_seconds",
+        "lossy",
+        "model",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        upstream: Upstream,
+        model: str,
+        exchange: Exchange,
+        decoder: Decoder,
+        permit: ScopedPermit,
+        first: bytes,
+        *,
+        waits: Patience,
+        lossy: tuple[str, ...],
+        clock: Clock,
+    ) -> None:
+        now = clock.monotonic()
+        self._call = call
+        self._clock = clock
+        self._exchange = exchange
+        self._decoder = decoder
+        self._permit = permit
+        self._first = first
+        self._patience = waits
+        self._progress = decoder.progress
+        self._began_at = self._progress_at = now
+        self._closed = False
+        self.upstream = upstream
+        self.model = model
+        self.lossy = lossy
+        self.failover = False  # whether any but the first of the chain answers
+        self.first_token_seconds = now - call.started
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "complete" if self.complete else "open"
+        return f"<Reply of {self.upstream.name} to {self._call.trace_id}, {state}>"
+
+    @property
+    def status(self) -> int:
+        """The winning upstream's status, 2xx."""
+        return self._exchange.head.status
+
+    @property
+    def headers(self) -> Headers:
+        """The winning upstream's response headers, as they came."""
+        return self._exchange.head.headers
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer has ended well."""
+        return self._decoder.complete
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, as far as the upstream has told."""
+        return self._decoder.usage
+
+    @property
+    def served_model(self) -> str:
+        """The model that answers, as the upstream names it, or else as we asked for it."""
+        return self._decoder.model or self.model
+
+    async def read(self) -> bytes:
+        """
+        Return the next bytes for the caller as soon as there are any, `b""` at the end.
+
+        For a stream these are whole SSE events; for any other call one complete JSON body.
+
+        Raises:
+            UpstreamError: The answer broke; it has voted, and everything good that came before
+                was returned. There is no way back to another provider from here but a rescue.
+        """
+        decoder = self._decoder
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        while not decoder.complete:
+            if decoder.failure is not None:
+                raise self._broken(decoder.failure)
+            output = await self._next()
+            if decoder.progress != self._progress:
+                self._made_progress()
+            if output:
+                return output
+        self._permit.succeed(self._clock.monotonic())
+        return b""
+
+    async def _next(self) -> bytes:
+        """Wait for the upstream's next bytes and return what they say."""
+        decoder, exchange, waits, clock = self._decoder, self._exchange, self._patience, self._clock
+        if exchange.complete:
+            return decoder.close()
+        now = clock.monotonic()
+        idle_seconds = FINISH_GRACE_SECONDS if decoder.finished else waits.idle
+        until = min(now + idle_seconds, self._progress_at + waits.progress, self._call.deadline)
+        try:
+            data = await exchange.read(until)
+        except UpstreamError as error:
+            if decoder.finished:  # all was said; only the terminator is missing
+                return decoder.close()
+            raise self._broken(error) from None
+        finally:
+            self._call.waited_seconds += clock.monotonic() - now
+        return decoder.feed(data) if data else decoder.close()
+
+    def _made_progress(self) -> None:
+        now = self._progress_at = self._clock.monotonic()
+        self._progress = self._decoder.progress
+        if self._permit.trial and now - self._began_at > TRIAL_PROOF_SECONDS:
+            self._permit.succeed(now)
+
+    def _broken(self, error: UpstreamError) -> UpstreamError:
+        self._permit.fail(error, self._clock.monotonic())
+        return error
+
+    def close(self) -> None:
+        """Give everything back. Never waits, never raises, may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._exchange.close()
+        self._permit.release(self._clock.monotonic())
+        self.upstream.in_flight -= 1
+
+
+class Failover:
+    """
+    Asks the upstreams of a chain, in order, until one begins to answer.
+
+    Args:
+        upstreams: In order of preference.
+        retry: Decides about further tries at the same provider.
+        emit: Told every fact; must not raise or block.
+    """
+
+    def __init__(self, upstreams: Sequence[Upstream], retry: RetryPolicy, clock: Clock, emit: Emit) -> None:
+        self.upstreams = tuple(upstreams)
+        self._retry = retry
+        self._clock = clock
+        self._emit = emit
+
+    def __repr__(self) -> str:
+        return f"<Failover {' -> '.join(upstream.name for upstream in self.upstreams)}>"
+
+    async def open(self, call: Call) -> Reply:
+        """
+        Return the first reply that begins.
+
+        Cancelling closes what was opened and counts as nobody's failure.
+
+        Raises:
+            CallerError: The caller named a provider that is not there.
+            NoReply: Nobody began to answer before the call's deadline; `call.trail` tells why.
+        """
+        chain = self.chain(call)
+        failures: list[Failure] = []
+        for position, upstream in enumerate(chain):
+            if self._clock.monotonic() >= call.deadline:
+                raise NoReply(failures, deadline_exceeded=True)
+            alone = not self._another(call, chain[position + 1 :])
+            try:
+                reply = await self._ask(upstream, call, alone=alone)
+            except (UpstreamError, BreakerOpen) as failure:
+                failures.append(failure)
+                if isinstance(failure, UpstreamError) and not failure.consequence.failover:
+                    break
+            else:
+                return self._opened(reply, call, chain)
+        if call.attempts == 0 and (resting := self._resting(call, chain)) is not None:
+            return self._opened(await self._last_resort(resting, call, failures), call, chain)
+        raise NoReply(failures, deadline_exceeded=self._clock.monotonic() >= call.deadline)
+
+    def chain(self, call: Call) -> list[Upstream]:
+        """
+        Return the upstreams to ask for *call*, in order.
+
+        One that said lately that it does not know the model is asked last, not never: if
+        nobody knows it, the caller should hear so from the horse's mouth.
+        """
+        chain = list(self.upstreams)
+        if names := call.controls.providers:
+            by_name = {upstream.name: upstream for upstream in chain}
+            if unknown := next((name for name in names if name not in by_name), None):
+                raise CallerError(
+                    f"x-sentinel-providers: there is no provider {unknown!r}; there are {', '.join(by_name)}",
+                    code="unknown_provider",
+                )
+            chain = [by_name[name] for name in dict.fromkeys(names)]
+        if call.controls.no_failover:
+            chain = chain[:1]
+        if any(upstream.knows_missing for upstream in chain):
+            now = self._clock.monotonic()
+            chain.sort(key=lambda upstream: upstream.misses(upstream.provider.model_for(call.model), now))
+        return chain
+
+    def _another(self, call: Call, rest: Sequence[Upstream]) -> bool:
+        """Whether one of the *rest* of the chain could be asked now."""
+        now = self._clock.monotonic()
+        return any(
+            upstream.provider.serves(call.endpoint)
+            and upstream.admits(upstream.provider.model_for(call.model), now)
+            for upstream in rest
+        )
+
+    async def _ask(self, upstream: Upstream, call: Call, *, alone: bool, early: bool = False) -> Reply:
+        """Give one provider its tries, as many as the retry policy and the deadline allow."""
+        provider = upstream.provider
+        if not provider.serves(call.endpoint):
+            raise self._passed_by(
+                upstream,
+                call,
+                UpstreamError(
+                    FailureKind.UNSUPPORTED,
+                    f"{provider.name} does not serve {call.endpoint.value}",
+                    code="unsupported_by_fallback",
+                ),
+            )
+        try:
+            request = provider.encode(call)
+        except UpstreamError as refused:
+            raise self._passed_by(upstream, call, refused) from None
+
+        async def attempt() -> Reply:
+            return await self._attempt(upstream, call, request, early=early)
+
+        upstream.budget.note_call(self._clock.monotonic())
+        try:
+            return await attempt()
+        except UpstreamError as failure:
+            if not call.trail[-1].sent:
+                raise
+            return await self._retry.again(
+                attempt,
+                failure,
+                alone=alone,
+                retried_by_client=call.retried_by_client,
+                deadline=call.deadline,
+                budget=upstream.budget,
+                on_retry=lambda pause: self._retrying(upstream, call, pause),
+            )
+
+    def _retrying(self, upstream: Upstream, call: Call, pause_seconds: float) -> None:
+        call.waited_seconds += pause_seconds
+        self._emit(CallRetried(call.trace_id, upstream.name, pause_seconds))
+
+    async def _attempt(
+        self, upstream: Upstream, call: Call, request: UpstreamRequest, *, early: bool
+    ) -> Reply:
+        """Try once: take a permit, and see to it that the attempt votes exactly once."""
+        clock = self._clock
+        started = clock.monotonic()
+        model = upstream.provider.model_for(call.model)
+        try:
+            permit = upstream.admit(model, started, early=early)
+        except (UpstreamError, BreakerOpen) as refused:
+            raise self._passed_by(upstream, call, refused) from None
+        upstream.in_flight += 1
+        try:
+            reply = await self._begin(upstream, call, request, model, permit)
+        except UpstreamError as error:
+            upstream.in_flight -= 1
+            now = clock.monotonic()
+            permit.fail(error, now)
+            upstream.learn(error, model, now)
+            call.trail.append(Attempt(upstream.name, error.label, error.kind, seconds=now - started))
+            self._emit(
+                AttemptFailed(
+                    call.trace_id, upstream.name, model, error.kind, error.label, error.message, now - started
+                )
+            )
+            raise
+        except BaseException:
+            upstream.in_flight -= 1
+            permit.release(clock.monotonic())
+            raise
+        call.trail.append(Attempt(upstream.name, str(reply.status), seconds=clock.monotonic() - started))
+        return reply
+
+    async def _begin(
+        self, upstream: Upstream, call: Call, request: UpstreamRequest, model: str, permit: ScopedPermit
+    ) -> Reply:
+        """Send the call and return once there is something worth committing to."""
+        clock = self._clock
+        started = clock.monotonic()
+        waits = patience(call, model, upstream.timeouts)
+        until = min(started + waits.begin, call.deadline)
+        exchange: Exchange | None = None
+        try:
+            exchange = await upstream.transport.open(request, connect_seconds=waits.connect, until=until)
+            if not 200 <= exchange.head.status < 300:
+                body = await _error_body(exchange, until)
+                raise upstream.provider.failure(call, exchange.head, body)
+            decoder = upstream.provider.decoder(call, exchange.head)
+            first = await _until_begun(exchange, decoder, until)
+        except BaseException:
+            if exchange is not None:
+                exchange.close()
+            raise
+        finally:
+            call.waited_seconds += clock.monotonic() - started
+        return Reply(
+            call,
+            upstream,
+            model,
+            exchange,
+            decoder,
+            permit,
+            first,
+            waits=waits,
+            lossy=request.lossy,
+            clock=clock,
+        )
+
+    def _resting(self, call: Call, chain: Sequence[Upstream]) -> Upstream | None:
+        """Return the upstream whose rest ends first, or None if no breaker is to blame."""
+        now = self._clock.monotonic()
+        rests = [
+            (upstream.breakers.rest(upstream.provider.model_for(call.model), now), upstream)
+            for upstream in chain
+        ]
+        resting = [(rest, upstream) for rest, upstream in rests if rest > 0]
+        return min(resting, key=lambda pair: pair[0])[1] if resting else None
+
+    async def _last_resort(self, upstream: Upstream, call: Call, failures: list[Failure]) -> Reply:
+        """Everyone rests: one call at a time may try early, rather than all being refused by our own hand."""
+        try:
+            return await self._ask(upstream, call, alone=True, early=True)
+        except (UpstreamError, BreakerOpen) as failure:
+            raise NoReply([*failures, failure]) from None
+
+    def _passed_by(self, upstream: Upstream, call: Call, failure: Failure) -> Failure:
+        """Note in the trail that nothing was sent, and why."""
+        if isinstance(failure, BreakerOpen):
+            call.trail.append(Attempt(upstream.name, "open", sent=False))
+        else:
+            label = "limited" if failure.kind in _LIMITED else failure.kind.value
+            call.trail.append(Attempt(upstream.name, label, failure.kind, sent=False))
+        return failure
+
+    def _opened(self, reply: Reply, call: Call, chain: Sequence[Upstream]) -> Reply:
+        source = chain[0]
+        if reply.upstream is not source:
+            reply.failover = True
+            reason = next(
+                (attempt.result for attempt in reversed(call.trail) if attempt.provider == source.name),
+                "unknown",
+            )
+            self._emit(CallFailedOver(call.trace_id, source.name, reply.upstream.name, reason))
+        return reply
+
+
+_LIMITED: Final = {FailureKind.THROTTLED, FailureKind.LOCAL}
+
+
+async def _until_begun(exchange: Exchange, decoder: Decoder, until: float) -> bytes:
+    """
+    Read until the answer has begun; return everything that may be sent by then.
+
+    Raises:
+        UpstreamError: It ended, broke or said that it failed before it began.
+    """
+    output = b""
+    while not decoder.began:
+        data = b"" if exchange.complete else await exchange.read(until)
+        output += decoder.feed(data) if data else decoder.close()
+        if exchange.complete and data and not decoder.complete and decoder.failure is None:
+            output += decoder.close()
+        if decoder.failure is not None:  # also with tokens in hand: nothing of them was sent yet
+            raise decoder.failure
+        if decoder.complete:
+            break
+        if len(output) > MAX_PRELUDE_BYTES and not decoder.began:
+            raise UpstreamError(FailureKind.PROTOCOL, "the stream went on and on without saying anything")
+    return output
+
+
+async def _error_body(exchange: Exchange, until: float) -> bytes:
+    """Read what an error says, as far as it comes and no further than is useful."""
+    body = b""
+    try:
+        while not exchange.complete and len(body) < MAX_ERROR_BYTES:
+            body += await exchange.read(until)
+    except UpstreamError:
+        pass  # the status has said what matters
+    return body[:MAX_ERROR_BYTES]

@@ -1,0 +1,146 @@
+"""
+Refuses early what would harm the rest: more calls than one client may make, more than fit at all.
+
+Both happen before the body is read, and both answer in OpenAI's envelope with a wait that SDKs obey.
+"""
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sentinel_proxy.api.errors import answer
+from sentinel_proxy.api.send import send_error
+from sentinel_proxy.clock import Clock
+from sentinel_proxy.middleware.auth import is_call
+from sentinel_proxy.model import Load, Trace, header
+from sentinel_proxy.resilience.rate_limit import SlidingLog, duration_text
+
+
+class InFlightMiddleware:
+    """
+    Sheds calls beyond *max_in_flight* with 503 and `Retry-After: 1`, at once; all of them while draining.
+
+    Args:
+        load: Where the calls being served are counted, and those that were shed.
+    """
+
+    def __init__(self, app: ASGIApp, max_in_flight: int, load: Load) -> None:
+        self.app = app
+        self._max_in_flight = max_in_flight
+        self._load = load
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not is_call(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        load = self._load
+        if load.draining:
+            refusal = answer(503, "the proxy is shutting down", code="proxy_draining", retry_after=1.0)
+            refusal.headers.append((b"connection", b"close"))
+            await send_error(send, refusal)
+            return
+        if load.in_flight >= self._max_in_flight:
+            load.shed += 1
+            message = f"the proxy is serving {load.in_flight} calls, as many as it may; try again in a moment"
+            await send_error(send, answer(503, message, code="proxy_overloaded", retry_after=1.0))
+            return
+        load.in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            load.in_flight -= 1
+
+
+class RateLimitMiddleware:
+    """
+    At most so many calls of one client in any window, counted exactly.
+
+    A client is who it has proved to be, else its address; an IPv6 client has a whole /64. One
+    call costs one, however many attempts it needs. Refused calls cost nothing.
+
+    Args:
+        log: Counts; its own limit holds for clients without one.
+        limits: Limit by client name, where it has its own.
+        trusted_proxies: Addresses and networks whose `X-Forwarded-For` is believed.
+        load: Where refused calls are counted.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        log: SlidingLog,
+        limits: Mapping[str, int],
+        trusted_proxies: Sequence[str],
+        load: Load,
+        clock: Clock,
+    ) -> None:
+        self.app = app
+        self._load = load
+        self._log = log
+        self._limits = limits
+        self._trusted = [ip_network(proxy, strict=False) for proxy in trusted_proxies]
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not is_call(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        trace: Trace = scope[Trace.SCOPE_KEY]
+        limit = self._limits.get(trace.client) if trace.client is not None else None
+        if (limit if limit is not None else self._log.requests) == 0:
+            await self.app(scope, receive, send)
+            return
+        key = trace.client or client_address(scope, self._trusted)
+        decision = self._log.admit(key, self._clock.monotonic(), limit=limit)
+        trace.headers += (
+            (b"x-sentinel-ratelimit-limit", b"%d" % decision.limit),
+            (b"x-sentinel-ratelimit-remaining", b"%d" % decision.remaining),
+            (b"x-sentinel-ratelimit-reset", duration_text(decision.reset_seconds).encode()),
+        )
+        if decision.allowed:
+            await self.app(scope, receive, send)
+            return
+        self._load.rate_limited += 1
+        message = f"more than {decision.limit} calls in {self._log.window_seconds:g} s; the window slides, try again later"
+        refusal = answer(429, message, code="rate_limit_exceeded", retry_after=decision.retry_after_seconds)
+        await send_error(send, refusal)
+
+
+def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -> str:
+    """
+    Return the address that counts for the caller.
+
+    `X-Forwarded-For` is walked from the right, as far as the hops are trusted; whatever a
+    stranger wrote further left is never believed.
+    """
+    peer = scope["client"][0] if scope.get("client") else "unknown"
+    if trusted and _is_trusted(peer, trusted):
+        hops = (header(scope["headers"], b"x-forwarded-for") or b"").decode("latin-1").split(",")
+        for hop in reversed([hop.strip() for hop in hops if hop.strip()]):
+            peer = hop
+            if not _is_trusted(hop, trusted):
+                break
+    return _bucket(peer)
+
+
+def _is_trusted(address: str, trusted: Sequence[IPv4Network | IPv6Network]) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in trusted)
+
+
+def _bucket(address: str) -> str:
+    if ":" not in address:
+        return address
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        if (mapped := parsed.ipv4_mapped) is not None:
+            return str(mapped)
+        return str(ip_network((parsed, 64), strict=False).network_address) + "/64"
+    return str(parsed)

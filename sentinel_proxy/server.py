@@ -1,0 +1,102 @@
+"""
+uvicorn around the application: the socket, the signals, and a shutdown that lets calls finish.
+
+SIGTERM and SIGINT drain: readiness turns 503, new calls are refused with a hint to go
+elsewhere, running ones have `drain_seconds`. The exit status is then 0, because that is what
+was asked for; a second SIGINT ends at once.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from sentinel_proxy.app import Proxy
+from sentinel_proxy.errors import ConfigError
+
+KEEP_ALIVE_SECONDS = 75
+"""Above the idle time after which HTTP clients drop their connections, so that the client is first (nginx's value)."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Bind *host*:*port*; port 0 takes a free one.
+
+    Raises:
+        ConfigError: It cannot be bound; says why and what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(f"{host}:{port}", _why_not(error)) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _why_not(error: Exception) -> str:
+    match getattr(error, "errno", None):
+        case 98 | 48:
+            return "the address is in use; stop what listens there, or choose another with --port"
+        case 13:
+            return "not allowed; ports below 1024 need privileges, choose another with --port"
+        case 99 | 49 | -2 | 8:
+            return "this machine has no such address; choose another with --host"
+    return f"cannot be listened on: {getattr(error, 'strerror', None) or error}"
+
+
+class Server(uvicorn.Server):
+    """
+    Runs one `Proxy` until a signal, or `stop`, ends it.
+
+    Args:
+        on_started: Called once the socket is being listened on.
+    """
+
+    def __init__(self, proxy: Proxy, on_started: Callable[[], None] | None = None) -> None:
+        server = proxy.config.server
+        super().__init__(
+            uvicorn.Config(
+                proxy.app,
+                http="httptools",
+                loop="auto",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=max(1, round(server.drain_seconds)),
+                backlog=2048,
+            )
+        )
+        self._proxy = proxy
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and self._on_started is not None:
+            self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the signal is not raised again afterwards, so the exit status is 0."""
+        if self.should_exit and sig == 2:
+            self.force_exit = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Admit nothing new and end when what runs is done."""
+        self._proxy.load.draining = True
+        self.should_exit = True
+
+
+def serve(proxy: Proxy, listener: socket.socket, on_started: Callable[[], None] | None = None) -> None:
+    """Run *proxy* on *listener* until a signal ends it; returns when everything is closed."""
+    server = Server(proxy, on_started)
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(server.serve(sockets=[listener]))

@@ -1,0 +1,115 @@
+"""
+One upstream as we use it: how it is described, how it is reached, and what we have learned of it.
+
+Failover asks it for leave before every attempt, health probes it, operators look at it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from sentinel_proxy.config import BreakerConfig, RetryConfig, TimeoutsConfig
+from sentinel_proxy.errors import BreakerOpen, FailureKind, UpstreamError
+from sentinel_proxy.events import BreakerChanged
+from sentinel_proxy.providers.base import Provider
+from sentinel_proxy.resilience.budget import RetryBudget
+from sentinel_proxy.resilience.deadline import overridden
+from sentinel_proxy.resilience.gate import Gate
+from sentinel_proxy.resilience.scopes import ProviderBreakers, ScopedPermit
+from sentinel_proxy.upstream.base import Transport
+
+MISSING_SECONDS: Final = 300.0
+"""How long a provider that did not know a model is asked last for it."""
+
+LEASE_MARGIN_SECONDS: Final = 5.0
+"""A trial that has not settled this long after its first token was due has lost its owner."""
+
+
+@dataclass(slots=True, eq=False)
+class Upstream:
+    """A provider, the transport that reaches it, and everything that may keep a call from it."""
+
+    provider: Provider
+    transport: Transport
+    breakers: ProviderBreakers
+    timeouts: TimeoutsConfig
+    budget: RetryBudget
+    gate: Gate = field(default_factory=Gate)
+    in_flight: int = 0
+    _missing: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        provider: Provider,
+        transport: Transport,
+        *,
+        timeouts: TimeoutsConfig,
+        breaker: BreakerConfig,
+        retry: RetryConfig,
+        emit: Callable[[BreakerChanged], None],
+    ) -> "Upstream":
+        """Put together an upstream that has learned nothing yet."""
+        own = overridden(timeouts, provider.timeouts)
+        lease = max(own.first_token, own.first_token_reasoning, own.answer) + LEASE_MARGIN_SECONDS
+        breakers = ProviderBreakers(provider.name, breaker, emit, lease_seconds=lease)
+        return cls(provider, transport, breakers, own, RetryBudget(retry.budget))
+
+    @property
+    def name(self) -> str:
+        """The provider's name."""
+        return self.provider.name
+
+    @property
+    def full(self) -> bool:
+        """Whether as many calls are there as the provider's own limit allows."""
+        limit = self.provider.max_in_flight
+        return 0 < limit <= self.in_flight
+
+    def admit(self, model: str, now: float, *, early: bool = False) -> ScopedPermit:
+        """
+        Give leave for one attempt; the permit must be settled on every way out.
+
+        Args:
+            early: Ask for a trial before the rest is over (everything else is resting too).
+
+        Raises:
+            BreakerOpen: A breaker is resting.
+            UpstreamError: `THROTTLED` while the upstream wants to be left alone after a 429,
+                `LOCAL` where our own limit of calls there is reached.
+        """
+        if (wait := self.gate.wait(now)) > 0:
+            raise UpstreamError(
+                FailureKind.THROTTLED, "it asked us to wait", code="rate_limit_exceeded", retry_after=wait
+            )
+        if self.full:
+            raise UpstreamError(FailureKind.LOCAL, "as many calls as allowed are there already")
+        if not early:
+            return self.breakers.acquire(model, now)
+        permit = self.breakers.acquire_early(model, now)
+        if permit is None:
+            raise BreakerOpen(self.breakers.rest(model, now))
+        return permit
+
+    def admits(self, model: str, now: float) -> bool:
+        """Whether an attempt would be admitted now; nothing is taken."""
+        return self.gate.wait(now) <= 0 and not self.full and self.breakers.rest(model, now) <= 0
+
+    def learn(self, error: UpstreamError, model: str, now: float) -> None:
+        """Remember what a failure says about the time after it."""
+        if error.kind is FailureKind.THROTTLED:
+            self.gate.close(error.retry_after, now)
+        elif error.kind is FailureKind.MODEL_NOT_FOUND:
+            if len(self._missing) >= 1000:
+                self._missing.clear()
+            self._missing[model] = now + MISSING_SECONDS
+
+    @property
+    def knows_missing(self) -> bool:
+        """Whether any model was ever unknown there: spares the hot path the look-up."""
+        return bool(self._missing)
+
+    def misses(self, model: str, now: float) -> bool:
+        """Whether the provider said lately that it does not have *model*."""
+        until = self._missing.get(model)
+        return until is not None and now < until
