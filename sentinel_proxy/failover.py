@@ -31,7 +31,7 @@ MAX_PRELUDE_BYTES: Final = 65_536
 """How much may come before the first token that means something; real preludes are below 1 KiB."""
 
 TRIAL_PROOF_SECONDS: Final = 5.0
-"""A trial that has streamed this long since its first token has proved its point; an answer may take minutes."""
+"""A trial that has streamed this long has proved its point; a whole answer may take minutes."""
 
 Failure = UpstreamError | BreakerOpen
 

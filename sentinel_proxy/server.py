@@ -8,7 +8,8 @@ was asked for; a second SIGINT ends at once.
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import FrameType
 
 import uvicorn
@@ -17,7 +18,7 @@ from sentinel_proxy.app import Proxy
 from sentinel_proxy.errors import ConfigError
 
 KEEP_ALIVE_SECONDS = 75
-"""Above the idle time after which HTTP clients drop their connections, so that the client is first (nginx's value)."""
+"""Above the idle time of HTTP clients, so that the client drops the connection first (nginx's value)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -100,3 +101,28 @@ def serve(proxy: Proxy, listener: socket.socket, on_started: Callable[[], None] 
     server = Server(proxy, on_started)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
+
+
+@asynccontextmanager
+async def running(proxy: Proxy, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """
+    Run *proxy* inside the current event loop, on a real socket, and yield its base URL.
+
+    For the demo and for tests: signals stay with whoever runs the loop. Leaving drains.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+    listener = listen(host, port)
+    started = asyncio.Event()
+    server = Server(proxy, started.set)
+    task = asyncio.create_task(server._serve(sockets=[listener]), name="proxy")
+    task.add_done_callback(lambda _: started.set())
+    try:
+        await started.wait()
+        if task.done():
+            await task
+        yield f"http://{host}:{listener.getsockname()[1]}"
+    finally:
+        server.stop()
+        await task

@@ -90,7 +90,7 @@ async def _catalogue(upstream: Upstream, headers: Headers, until: float) -> Sequ
 
 
 def _as_callers_name_them(provider: Provider, catalogue: Sequence[ModelEntry]) -> Sequence[ModelEntry]:
-    """Translate a provider's own names back through its model map; without a map they are the callers' names."""
+    """Translate a provider's own names back through its model map; without one they are the callers'."""
     if not provider.models:
         return catalogue
     by_name = {entry.id: entry for entry in catalogue}

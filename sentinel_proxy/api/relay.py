@@ -94,8 +94,8 @@ class Caller:
     __slots__ = (
         "_alarm",
         "_clock",
-        "_held_headers",
         "_heartbeat_seconds",
+        "_held_headers",
         "_hold_at",
         "_keeper",
         "_last_sent",

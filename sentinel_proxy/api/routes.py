@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 from sentinel_proxy.api import errors, headers
 from sentinel_proxy.api.calls import parse_object, read_call
 from sentinel_proxy.api.relay import Caller, HungUp, relay, relayed_headers
-from sentinel_proxy.api.send import send_bytes
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import Config
 from sentinel_proxy.errors import CallerError, NoReply, UpstreamError

@@ -102,7 +102,8 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
             return
         self._load.rate_limited += 1
-        message = f"more than {decision.limit} calls in {self._log.window_seconds:g} s; the window slides, try again later"
+        window = f"{self._log.window_seconds:g} s"
+        message = f"more than {decision.limit} calls in {window}; the window slides, try again later"
         refusal = answer(429, message, code="rate_limit_exceeded", retry_after=decision.retry_after_seconds)
         await send_error(send, refusal)
 

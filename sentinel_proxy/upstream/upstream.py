@@ -21,6 +21,9 @@ from sentinel_proxy.upstream.base import Transport
 MISSING_SECONDS: Final = 300.0
 """How long a provider that did not know a model is asked last for it."""
 
+CLOCK_SLACK_SECONDS: Final = 0.005
+"""Whoever slept until a gate opens may wake this much early: event loops count in milliseconds."""
+
 LEASE_MARGIN_SECONDS: Final = 5.0
 """A trial that has not settled this long after its first token was due has lost its owner."""
 
@@ -78,7 +81,7 @@ class Upstream:
             UpstreamError: `THROTTLED` while the upstream wants to be left alone after a 429,
                 `LOCAL` where our own limit of calls there is reached.
         """
-        if (wait := self.gate.wait(now)) > 0:
+        if (wait := self.gate.wait(now)) > CLOCK_SLACK_SECONDS:
             raise UpstreamError(
                 FailureKind.THROTTLED, "it asked us to wait", code="rate_limit_exceeded", retry_after=wait
             )
@@ -93,7 +96,7 @@ class Upstream:
 
     def admits(self, model: str, now: float) -> bool:
         """Whether an attempt would be admitted now; nothing is taken."""
-        return self.gate.wait(now) <= 0 and not self.full and self.breakers.rest(model, now) <= 0
+        return self.gate.wait(now) <= CLOCK_SLACK_SECONDS and not self.full and self.breakers.rest(model, now) <= 0
 
     def learn(self, error: UpstreamError, model: str, now: float) -> None:
         """Remember what a failure says about the time after it."""

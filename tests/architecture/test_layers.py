@@ -20,11 +20,11 @@ LAYERS = [
     {"api"},
     {"failover", "passthrough", "health"},
     {"rescue"},
-    {"upstream", "log", "incidents", "metrics"},
+    {"upstream", "log", "incidents", "metrics", "testing"},
     {"providers", "stores"},
     {"resilience", "wire"},
     {"events", "config"},
-    {"model", "wheel", "testing"},
+    {"model", "wheel"},
     {"errors", "clock", "__init__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
