@@ -1,0 +1,255 @@
+"""
+The default transport: a thin HTTP/1.1 client on httptools.
+
+Forwarding is what this project is for, so its client does that and no more: no redirects, no
+cookies, no decoding, no queue. Here are the pool and the request's bytes; one connection is
+`connection`, making one is `dial`. Why not a library: docs/decisions/0002-own-http1-client.md.
+"""
+
+import asyncio
+import re
+import socket
+import ssl
+from typing import Final
+
+from sentinel_proxy.errors import FailureKind, UpstreamError
+from sentinel_proxy.model import Headers, ReplyHead, UpstreamRequest
+from sentinel_proxy.upstream.base import Transport
+from sentinel_proxy.upstream.connection import Connection
+from sentinel_proxy.upstream.dial import Dialer, origin_of
+from sentinel_proxy.upstream.dns import Lookup
+from sentinel_proxy.wheel import Wheel
+
+IDLE_SECONDS: Final = 15.0
+"""
+How long a kept-alive connection waits for its next exchange. Longer than the pauses of live
+traffic, shorter than the idle limits of the servers and load balancers we meet (20 s and up),
+so that rarely one is used while the other side is closing it.
+"""
+
+STALE_SECONDS: Final = 2.0
+"""
+A kept-alive connection that dies this soon after it was used again was dead before: the request
+is sent once more. Later, the server was at work, and sending again would pay twice.
+"""
+
+REQUEST_LINE: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/1\.1")
+OURS: Final = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"))
+METHODS_WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH"))  # say so even of an empty one (RFC 9110 §8.6)
+
+
+class Http1Exchange:
+    """An exchange on one connection of the pool; see `base.Exchange`."""
+
+    __slots__ = ("_complete", "_connection", "_pool", "head")
+
+    def __init__(self, pool: "Http1Transport", connection: Connection, head: ReplyHead) -> None:
+        self._pool = pool
+        self._connection: Connection | None = connection
+        self._complete = False
+        self.head = head
+
+    def __repr__(self) -> str:
+        return f"<Http1Exchange {self.head.status} complete={self.complete}>"
+
+    @property
+    def complete(self) -> bool:
+        """True once the whole body has been handed out by `read`."""
+        connection = self._connection
+        return self._complete if connection is None else connection.done and not connection.chunks
+
+    async def read(self, until: float) -> bytes:
+        """Return the bytes that have come since the last read; see `base.Exchange.read`."""
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError("the exchange is closed")
+        while not connection.chunks and not connection.over:
+            await connection.wait(until)
+        return connection.take()
+
+    def close(self) -> None:
+        """Give the connection back; see `base.Exchange.close`."""
+        if (connection := self._connection) is not None:
+            self._complete = self.complete
+            self._connection = None
+            self._pool._give_back(connection)
+
+
+class Http1Transport(Transport):
+    """
+    A pool of connections to one server.
+
+    The connection used last is used first, so that the pool shrinks to what traffic needs. A
+    body that cannot be sent twice always gets a new connection.
+
+    Args:
+        base_url: Scheme, host and port of it count; the path is part of each request's target.
+        wheel: Where time limits wait.
+        max_connections: Exchanges at once; one more fails with `LOCAL`. 0: unlimited.
+        ssl_context: Instead of the default one, which trusts what the system trusts.
+        lookup: Resolves names, in a thread.
+
+    Raises:
+        ConfigError: *base_url* is not one.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        wheel: Wheel,
+        *,
+        max_connections: int = 0,
+        ssl_context: ssl.SSLContext | None = None,
+        lookup: Lookup = socket.getaddrinfo,
+    ) -> None:
+        origin = origin_of(base_url)
+        self._host_line = f"host: {origin.authority}\r\n".encode()
+        self._dialer = Dialer(origin, ssl_context, lookup)
+        self._wheel = wheel
+        self._max_connections = max_connections
+        self._connections: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._closed = False
+        self.active = 0
+
+    def __repr__(self) -> str:
+        return f"<Http1Transport {self.active} active, {self.idle} idle>"
+
+    @property
+    def idle(self) -> int:
+        """How many open connections wait for their next exchange."""
+        return len(self._idle)
+
+    async def open(self, request: UpstreamRequest, *, connect_seconds: float, until: float) -> Http1Exchange:
+        """
+        Send *request* and return once the head of its answer is here; see `base.Transport.open`.
+
+        Raises:
+            UpstreamError: As the seam has it; also `CALLER` for a method or target that cannot
+                stand in a request line (nothing was sent).
+        """
+        head = self._render(request)
+        if self._closed or 0 < self._max_connections <= self.active:
+            raise UpstreamError(FailureKind.LOCAL, "all connections to this provider are in use")
+        self.active += 1
+        try:
+            connection = await self._exchange(request, head, connect_seconds, until)
+        except BaseException:
+            self.active -= 1
+            raise
+        assert connection.head is not None
+        return Http1Exchange(self, connection, connection.head)
+
+    async def aclose(self) -> None:
+        """Close every connection, also those in use; what is opened later fails with `LOCAL`."""
+        self._closed = True
+        connections = list(self._connections)
+        for connection in connections:
+            connection.abort()
+        if connections:
+            await asyncio.wait([connection.lost for connection in connections])
+
+    async def _exchange(
+        self, request: UpstreamRequest, head: bytes, connect_seconds: float, until: float
+    ) -> Connection:
+        """Return a connection on which the answer has begun, a second one if the first was stale."""
+        if self._idle and request.replayable:
+            connection = self._idle.pop()
+            try:
+                return await _converse(connection, request, head, until)
+            except UpstreamError as error:
+                if not _was_stale(connection, error):
+                    raise
+        connection = await self._connect(connect_seconds, until)
+        return await _converse(connection, request, head, until)
+
+    async def _connect(self, connect_seconds: float, until: float) -> Connection:
+        if self._idle and self.active + self.idle > self._max_connections > 0:
+            self._idle[0].abort()  # the one unused for longest makes room
+        left = until - asyncio.get_running_loop().time()
+        connection = await self._dialer.dial(self._make, min(connect_seconds, left))
+        self._connections.add(connection)
+        connection.lost.add_done_callback(lambda _: self._connections.discard(connection))
+        if self._closed:
+            connection.abort()
+            raise UpstreamError(FailureKind.LOCAL, "the proxy is shutting down")
+        return connection
+
+    def _make(self) -> Connection:
+        return Connection(self._wheel, self._forget)
+
+    def _forget(self, connection: Connection) -> None:
+        """Take a connection that has ended out of the pool, if it is there."""
+        if not connection.busy and connection in self._idle:
+            self._idle.remove(connection)
+
+    def _give_back(self, connection: Connection) -> None:
+        self.active -= 1
+        if connection.reusable and not self._closed:
+            connection.park(asyncio.get_running_loop().time() + IDLE_SECONDS)
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def _render(self, request: UpstreamRequest) -> bytes:
+        """Return the request's head; headers that could break out of their line are left away."""
+        line = f"{request.method} {request.target} HTTP/1.1"
+        if REQUEST_LINE.fullmatch(line) is None:
+            raise UpstreamError(
+                FailureKind.CALLER, "the request's path holds characters that a URL cannot", status=400
+            )
+        fields = [b"%b: %b\r\n" % field for field in request.headers if field[0] not in OURS]
+        block = b"".join(fields)
+        if not block.count(b"\n") == block.count(b"\r") == len(fields) or b"\0" in block:
+            block = _clean(request.headers)
+        return b"%b\r\n%b%b%b\r\n" % (line.encode("ascii"), self._host_line, block, _framing(request))
+
+
+async def _converse(
+    connection: Connection, request: UpstreamRequest, head: bytes, until: float
+) -> Connection:
+    """Send *request* on *connection* and return it once the head of the answer is there."""
+    body = request.body
+    try:
+        connection.begin(head, body if isinstance(body, bytes) else b"", head_only=request.method == "HEAD")
+        if not isinstance(body, bytes) and connection.usable:
+            connection.upload(body, request.body_length)
+        while connection.head is None:
+            if connection.error is not None:
+                raise connection.error
+            await connection.wait(until)
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
+
+
+def _was_stale(connection: Connection, error: UpstreamError) -> bool:
+    """Whether a reused connection had died before it was used."""
+    silent_seconds = connection.silent_seconds
+    return (
+        error.kind is FailureKind.RESET
+        and connection.reused
+        and silent_seconds is not None
+        and silent_seconds < STALE_SECONDS
+    )
+
+
+def _framing(request: UpstreamRequest) -> bytes:
+    """Return the header that says where the body ends (RFC 9112 §6), if one is needed."""
+    if not isinstance(request.body, bytes):
+        if request.body_length is None:
+            return b"transfer-encoding: chunked\r\n"
+        return b"content-length: %d\r\n" % request.body_length
+    if request.body or request.method in METHODS_WITH_BODY:
+        return b"content-length: %d\r\n" % len(request.body)
+    return b""
+
+
+def _clean(headers: Headers) -> bytes:
+    """Write *headers* without those that hold CR, LF or NUL (RFC 9110 §5.5)."""
+    return b"".join(
+        b"%b: %b\r\n" % (name, value)
+        for name, value in headers
+        if name not in OURS and not any(byte in b"\r\n\0" for byte in name + value)
+    )
