@@ -19,6 +19,7 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 # Twenty digits hold every 64-bit number; Python refuses to read some thousands of them.
 NUMBER = re.compile(r"[+-]?\d{1,20}(?P<fraction>\.\d{1,20})?(?P<exponent>[eE][+-]?\d{1,3})?", re.ASCII)
 REFERENCE = "env:"
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def dotted(path: Path) -> str:
@@ -77,9 +78,6 @@ class Draft:
         self.notes: list[str] = []
         self.mistakes: list[ConfigError] = []
 
-    def __repr__(self) -> str:
-        return f"<Draft {self.source or 'of the environment'}: {len(self.mistakes)} mistakes>"
-
     def get(self, path: Path) -> Any:
         """Return the value at *path*, None if there is none."""
         here: Any = self.tree
@@ -137,7 +135,7 @@ class Draft:
 
     def _look_up(self, name: str, path: Path, variables: Mapping[str, str]) -> Iterator[Any]:
         self.references[path] = name
-        if not name:
+        if not VARIABLE.fullmatch(name):
             self.mistakes.append(self.mistake(path, 'names no variable: write "env:NAME"'))
         elif name in variables:
             self.origins[path] = name

@@ -5,7 +5,7 @@ Later sources win: built-in defaults, the file, the environment, the flags of th
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -21,7 +21,12 @@ from sentinel_proxy.errors import ConfigError, ConfigErrors
 
 # The chain where no file names one.
 OPENAI_THEN_OLLAMA: tuple[dict[str, Any], ...] = (
-    {"name": "openai", "kind": "openai", "base_url": "https://api.openai.com/v1"},
+    {
+        "name": "openai",
+        "kind": "openai",
+        "base_url": "https://api.openai.com/v1",
+        "api_key": "env:OPENAI_API_KEY",
+    },
     {
         "name": "ollama",
         "kind": "ollama",
@@ -102,7 +107,7 @@ def _draft(
 
 
 def _read(path: FilePath) -> dict[str, Any]:
-    """Return the tables of the file; raises ConfigError under its name."""
+    """Return the tables of the file."""
     try:
         return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
@@ -120,36 +125,47 @@ def _read(path: FilePath) -> dict[str, Any]:
 
 def _judge(draft: Draft) -> Config:
     """Return the configuration that *draft* describes; raises all its mistakes at once."""
+    config = None
     mistakes = list(draft.mistakes)
     try:
         config = Config.model_validate(draft.tree)
     except ValidationError as error:
         mistakes += explain(error, draft)
     mistakes += rules.findings(draft)
-    if not mistakes:
-        config._origins = {dotted(path): origin for path, origin in draft.origins.items()}
-        return config
-    raise mistakes[0] if len(mistakes) == 1 else ConfigErrors(mistakes)
+    if mistakes or config is None:
+        raise _joined(mistakes)
+    config._origins = {dotted(path): origin for path, origin in draft.origins.items()}
+    return config
+
+
+def _joined(mistakes: Sequence[ConfigError]) -> ConfigError:
+    """Return one error for all *mistakes*, one mistake a key: the first is about the value itself."""
+    distinct: dict[str, ConfigError] = {}
+    for mistake in mistakes:
+        distinct.setdefault(mistake.key, mistake)
+    return mistakes[0] if len(distinct) == 1 else ConfigErrors(tuple(distinct.values()))
 
 
 def _decisions(config: Config, draft: Draft) -> Iterator[str]:
     """Yield what somebody who reads the configuration alone would not know."""
-    for path, variable in draft.absent.items():
-        yield f"{dotted(path)} reads {variable}, which is not set: the key counts as absent"
+    absent = dict(draft.absent)
     if not config.providers:
         yield "no provider is configured: only plugins can answer"
-    for provider in config.providers:
+    for index, provider in enumerate(config.providers):
         if provider.kind == "openai" and provider.api_key is None:
-            yield _without_own_key(provider, config)
+            lack = absent.pop(("providers", index, "api_key"), f"{provider.name} api_key")
+            yield f"no {lack}: {_whose_key(provider, config)}"
     if config.admin.token is None:
-        yield "no admin.token: the admin faces answer loopback callers only"
+        lack = absent.pop(("admin", "token"), "admin.token")
+        yield f"no {lack}: the admin faces answer loopback callers only"
+    for path, variable in absent.items():
+        yield f"no {variable}: {dotted(path)}, which reads it, counts as absent"
 
 
-def _without_own_key(provider: ProviderConfig, config: Config) -> str:
-    """Say whose key *provider*, which has none, is called with."""
-    lack = "no OPENAI_API_KEY" if provider.name == "openai" else f"{provider.name} has no api_key"
+def _whose_key(provider: ProviderConfig, config: Config) -> str:
+    """Say what *provider*, which has no key of its own, is called with."""
     if provider.name != config.caller_key_provider:
-        return f"{lack}: {provider.name} is called without a key"
+        return f"{provider.name} is called without a key"
     others = ", then ".join(other.name for other in config.providers if other is not provider)
     rest = f"calls without one are served by {others}" if others else "calls without one cannot be served"
-    return f"{lack}: callers' own keys are passed on to {provider.name}; {rest}"
+    return f"callers' own keys are passed on to {provider.name}; {rest}"

@@ -14,6 +14,9 @@ from sentinel_proxy.config.draft import BARE_KEY, Path, dotted
 from sentinel_proxy.config.sections import Config, Section
 
 MASK = "****"
+INLINE = {"models"}
+"""Tables that are the value of one key; all others are sections."""
+
 CREDENTIALS = re.compile(r"(?<=://).*@", re.DOTALL)
 
 
@@ -71,7 +74,7 @@ def _lines(table: Mapping[str, Any], path: Path, origins: Mapping[str, str]) -> 
 
 
 def _is_table(key: str, value: Any) -> bool:
-    return isinstance(value, dict) and key != "models"
+    return isinstance(value, dict) and key not in INLINE
 
 
 def _is_list_of_tables(key: str, value: Any) -> bool:
