@@ -17,7 +17,9 @@ MASK = "****"
 INLINE = {"models"}
 """Tables that are the value of one key; all others are sections."""
 
-CREDENTIALS = re.compile(r"(?<=://).*@", re.DOTALL)
+# Where redis-py takes credentials: in the query, and before the host. In this order, for an "@" in
+# an unquoted password would end the second too early.
+CREDENTIALS = [re.compile(r"(?<=password=).*", re.DOTALL), re.compile(r"(?<=://).*(?=@)", re.DOTALL)]
 
 
 def as_public_dict(config: Config) -> dict[str, Any]:
@@ -51,8 +53,14 @@ def _public(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_public(item) for item in value]
     if isinstance(value, str):
-        return CREDENTIALS.sub(f"{MASK}@", value)
+        return _without_credentials(value)
     return dict(value) if isinstance(value, dict) else value
+
+
+def _without_credentials(url: str) -> str:
+    for place in CREDENTIALS:
+        url = place.sub(MASK, url)
+    return url
 
 
 def _lines(table: Mapping[str, Any], path: Path, origins: Mapping[str, str]) -> Iterator[str]:

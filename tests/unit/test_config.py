@@ -590,7 +590,10 @@ class TestShowing:
     @pytest.fixture
     def config(self, write: Write) -> Config:
         path = write(
-            OPENAI + OLLAMA + '[[clients]]\nname = "web"\nkey = "env:WEB_KEY"\n[retry]\nbackoff = 0.5'
+            OPENAI
+            + OLLAMA
+            + '[[clients]]\nname = "web"\nkey = "env:WEB_KEY"\n[retry]\nbackoff = 0.5\n'
+            + '[server]\ntrusted_proxies = ["10.0.0.0/8", "::1"]'
         )
         environ = {"OPENAI_API_KEY": "sk-1", "WEB_KEY": "web-1", "OLLAMA_MODEL": "qwen3"}
         return load(path, environ, {"--port": 9000}).config
@@ -603,6 +606,7 @@ class TestShowing:
         assert 'key = "****"  # WEB_KEY' in lines
         assert 'models = { "*" = "qwen3" }  # OLLAMA_MODEL' in lines
         assert "backoff = 0.5" in lines
+        assert 'trusted_proxies = ["10.0.0.0/8", "::1"]' in lines
         assert "# token is not set" in lines
 
     def test_the_public_dict_has_every_key_and_no_secret(self, config: Config) -> None:
@@ -612,14 +616,24 @@ class TestShowing:
         assert public["providers"][0]["api_key"] == "****"
         assert public["providers"][1]["api_key"] is None
         assert public["clients"] == [{"name": "web", "key": "****", "requests": None}]
-        assert public["server"]["trusted_proxies"] == []
+        assert public["server"]["trusted_proxies"] == ["10.0.0.0/8", "::1"]
 
-    def test_the_password_of_the_state_is_masked(self) -> None:
-        config = Config.model_validate({"state": {"url": "redis://me:p@ss@redis:6379/0"}})
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("redis://me:p@ss@redis:6379/0", "redis://****@redis:6379/0"),
+            ("redis://redis/0?password=p@ss&db=1", "redis://redis/0?password=****"),
+            ("redis://me:p@redis/0?password=p%40ss", "redis://****@redis/0?password=****"),
+            ("redis://redis:6379/0", "redis://redis:6379/0"),
+        ],
+        ids=["before the host", "in the query", "twice", "none"],
+    )
+    def test_the_password_of_the_state_is_masked(self, url: str, shown: str) -> None:
+        config = Config.model_validate({"state": {"url": url}})
 
-        assert as_public_dict(config)["state"]["url"] == "redis://****@redis:6379/0"
-        assert "redis://****@redis:6379/0" in effective(config)
-        assert "p@ss" not in repr(config)
+        assert as_public_dict(config)["state"]["url"] == shown
+        assert f'url = "{shown}"' in effective(config)
+        assert url not in repr(config)
 
     def test_a_configuration_is_frozen(self, config: Config) -> None:
         with pytest.raises(ValidationError):
