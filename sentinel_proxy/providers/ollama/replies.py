@@ -17,6 +17,7 @@ from sentinel_proxy.providers.base import Decoder
 from sentinel_proxy.providers.ollama import failures
 from sentinel_proxy.providers.ollama.envelope import Native, read_usage, unix_seconds
 from sentinel_proxy.providers.ollama.ids import Mint
+from sentinel_proxy.providers.ollama.words import message_in
 from sentinel_proxy.wire.json import dumps, loads
 from sentinel_proxy.wire.ndjson import LineSplitter
 
@@ -87,7 +88,7 @@ class NativeDecoder(Decoder):
         return native
 
     def _reported(self, native: Native) -> UpstreamError:
-        said = failures.message_in(native)
+        said = message_in(native)
         if not said:
             return failures.protocol("the upstream's answer lacks what was asked for")
         return failures.classify(self.asked.call.endpoint, None, said)
