@@ -60,7 +60,8 @@ def _unknown(path: Path) -> str:
     elsewhere = [known for known in every_key() if known.rpartition(".")[2] == key]
     elsewhere += get_close_matches(key, every_key(), n=1)
     if elsewhere:
-        return f"is not a key; did you mean {elsewhere[0]}?"
+        where = "" if "." in elsewhere[0] else ", which stands above the first table"
+        return f"is not a key; did you mean {elsewhere[0]}{where}?"
     return f"is not a key; {dotted(table) or 'the file'} knows {', '.join(here)}"
 
 

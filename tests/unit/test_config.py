@@ -380,6 +380,12 @@ MISTAKES = [
         "providers[0].timeouts.total",
         "is not a key; did you mean timeouts.total?",
     ),
+    (
+        "key of the top",
+        '[log]\ndefault_model = "a"',
+        "log.default_model",
+        "is not a key; did you mean default_model, which stands above the first table?",
+    ),
     ("nothing like it", "[rescue]\nxyz = 1", "rescue.xyz", "is not a key; rescue knows mode"),
     ("text for a number", '[server]\nport = "30"', "server.port", "must be a whole number: write 30 without"),
     ("words for a number", '[health]\ntimeout = "x"', "health.timeout", "must be a number, not text"),
