@@ -259,7 +259,7 @@ class ProviderBreakers:
         if breaker is None:
             if era != self._first_era:
                 return  # it had a breaker, which has changed and been forgotten since
-            breaker = self._remember(model, now)
+            breaker = self._remember(model, era, now)
         permit = scoped._model_trial or Permit(breaker, era, False)
         self._vote_against(breaker, permit, error, now, opens=opens)
 
@@ -273,7 +273,7 @@ class ProviderBreakers:
         if breaker.pristine:
             self._forget(model, now, "")
 
-    def _remember(self, model: str, now: float) -> Breaker:
+    def _remember(self, model: str, era: int, now: float) -> Breaker:
         """Give *model* a breaker; where there is no room, the oldest that is closed makes some."""
         if len(self._models) >= MAX_MODELS:
             self._forget_what_does_not_matter(now)
@@ -284,7 +284,7 @@ class ProviderBreakers:
             self._settings,
             partial(self._changed, model),
             lease_seconds=self._lease_seconds,
-            era=self._first_era,
+            era=era,
         )
         return breaker
 

@@ -192,6 +192,14 @@ class BreakerMachine(RuleBasedStateMachine):
             self.model.go("half_open")
         self.breaker.advance(self.model.now)
 
+    @precondition(lambda self: self.model.state == "closed")
+    @rule()
+    def break_down(self) -> None:
+        """Three failures in a row, which chance alone would seldom bring about."""
+        while self.model.state == "closed":
+            self.call(1)
+            self.fail(-1, opens=False)
+
     @rule()
     def recover(self) -> None:
         """Never stuck: with nobody in flight and enough rest, a call is admitted and can close it."""
