@@ -133,6 +133,16 @@ def test_keys_that_count_for_nothing_any_more_are_forgotten_without_a_cap() -> N
     assert repr(log) == "<SlidingLog 1 in 60.0 s, 60 keys>"
 
 
+def test_a_silent_key_is_remembered_while_one_of_its_requests_counts() -> None:
+    log = SlidingLog(2, 60.0)
+    log.admit("web", 1000.0)
+    log.admit("web", 1059.0)
+
+    log.admit("another", 1061.0)
+
+    assert admitted(log, "web", 1061.0, asked=2) == 1
+
+
 @given(
     limit=st.integers(1, 5),
     pauses=st.lists(st.integers(0, 20), max_size=60),

@@ -130,6 +130,14 @@ def test_a_success_ends_the_runs_of_both(watched: Watched) -> None:
     assert (watched.own, watched.models) == (("closed", 0), {})
 
 
+def test_a_success_of_one_model_says_nothing_of_another(watched: Watched) -> None:
+    watched.fail(OF_MODEL, OF_MODEL, model=A)
+
+    watched.succeed(model=B)
+
+    assert watched.models == {A: ("closed", 2)}
+
+
 def test_f11_ten_429s_open_nothing(watched: Watched) -> None:
     watched.fail(*[NEUTRAL] * 10)
 
@@ -305,6 +313,17 @@ def test_an_early_trial_passes_both_breakers(watched: Watched) -> None:
     trial.succeed(watched.now)
 
     assert (watched.own[0], watched.models[A][0]) == ("closed", "closed")
+
+
+def test_a_failed_early_trial_of_a_model_changes_nothing_and_frees_its_place(watched: Watched) -> None:
+    watched.fail(OF_MODEL, OF_MODEL, OF_MODEL)
+    trial = watched.breakers.acquire_early(A, watched.now)
+    assert trial is not None
+
+    trial.fail(failure(OF_MODEL), watched.now)
+
+    assert watched.breakers.rest(A, watched.now) == 30
+    assert watched.breakers.acquire_early(A, watched.now) is not None
 
 
 def test_an_early_trial_that_the_model_refuses_gives_the_providers_place_back(watched: Watched) -> None:
