@@ -92,7 +92,7 @@ def _keys_of(annotation: Any) -> Iterator[str]:
     yield from section.model_fields if section else ()
 
 
-def _what(value: Any) -> str:
+def what(value: Any) -> str:
     """Say what *value* is without quoting it, unless it is a number."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100:
         return f"{value:.15g}"
@@ -102,7 +102,7 @@ def _what(value: Any) -> str:
 def _wanted_number(value: Any, kind: str) -> str:
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return f"must be {kind}: write {value} without the quotes"
-    return f"must be {kind}, not {_what(value)}"
+    return f"must be {kind}, not {what(value)}"
 
 
 def _one_of(value: Any, context: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ def _not_a_section(path: Path) -> str:
 def _not_a_list(value: Any, path: Path) -> str:
     if _section_in(annotation_at(path)):
         return f"must be a list of tables: write [[{dotted(path)}]] above each"
-    return f"must be a list, not {_what(value)}"
+    return f"must be a list, not {what(value)}"
 
 
 Words = Callable[[Any, Mapping[str, Any], Path], str]
@@ -130,17 +130,17 @@ PROBLEMS: dict[str, Words] = {
     "int_type": lambda value, _, path: _wanted_number(value, "a whole number"),
     "float_type": lambda value, _, path: _wanted_number(value, "a number"),
     "finite_number": lambda value, _, path: "must be a finite number",
-    "greater_than": lambda value, context, path: f"must be more than {context['gt']:g}, not {_what(value)}",
+    "greater_than": lambda value, context, path: f"must be more than {context['gt']:g}, not {what(value)}",
     "greater_than_equal": lambda value, context, path: (
-        f"must be at least {context['ge']:g}, not {_what(value)}"
+        f"must be at least {context['ge']:g}, not {what(value)}"
     ),
-    "less_than_equal": lambda value, context, path: f"must be at most {context['le']:g}, not {_what(value)}",
-    "string_type": lambda value, _, path: f"must be text in quotes, not {_what(value)}",
+    "less_than_equal": lambda value, context, path: f"must be at most {context['le']:g}, not {what(value)}",
+    "string_type": lambda value, _, path: f"must be text in quotes, not {what(value)}",
     "string_unicode": lambda value, _, path: "is not Unicode text",
     "string_too_short": lambda value, _, path: "must not be empty",
     "literal_error": lambda value, context, path: _one_of(value, context),
     "model_type": lambda value, _, path: _not_a_section(path),
-    "dict_type": lambda value, _, path: f"must be a table of texts, not {_what(value)}",
+    "dict_type": lambda value, _, path: f"must be a table of texts, not {what(value)}",
     "tuple_type": lambda value, _, path: _not_a_list(value, path),
     "value_error": lambda value, context, path: str(context["error"]),
 }

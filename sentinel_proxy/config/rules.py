@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sentinel_proxy.config.draft import Draft, Path, dotted
+from sentinel_proxy.config.mistakes import what
 from sentinel_proxy.config.sections import Config
 from sentinel_proxy.errors import ConfigError
 
@@ -47,7 +48,7 @@ def _ceilings(draft: Draft) -> Iterator[Finding]:
     for floor, ceiling in CEILINGS:
         low, high = _number(_effective(draft, floor)), _number(_effective(draft, ceiling))
         if low is not None and high is not None and high < low:
-            yield ceiling, f"must be at least {dotted(floor)}, which is {low:g}, not {high:g}"
+            yield ceiling, f"must be at least {dotted(floor)}, which is {what(low)}, not {what(high)}"
 
 
 def _distinct(draft: Draft) -> Iterator[Finding]:
@@ -72,7 +73,7 @@ def _workers(draft: Draft) -> Iterator[Finding]:
     workers, url = _number(draft.get(("server", "workers"))), _effective(draft, ("state", "url"))
     if workers is not None and workers > 1 and not str(url).startswith(("redis://", "rediss://")):
         problem = (
-            f"must be 1 where state.url is not a Redis: {workers:g} workers would each know another truth"
+            "must be 1 where state.url is not a Redis: several workers would each know another truth"
             ' about the providers; set state.url (or REDIS_URL) to one such as "redis://localhost:6379/0"'
         )
         yield ("server", "workers"), problem

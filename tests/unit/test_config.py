@@ -482,6 +482,13 @@ MISTAKES = [
         "breaker.max_recovery_timeout",
         "must be at least breaker.recovery_timeout, which is 30, not 2",
     ),
+    ("no end of workers", f"[server]\nworkers = {'9' * 400}", "server.workers", "must be 1 where"),
+    (
+        "no end of a rest",
+        f"[breaker]\nrecovery_timeout = {'9' * 200}\nmax_recovery_timeout = 2",
+        "breaker.max_recovery_timeout",
+        "must be at least breaker.recovery_timeout, which is a number, not 2",
+    ),
     ("workers", "[server]\nworkers = 2", "server.workers", "must be 1 where state.url is not a Redis"),
     ("state scheme", '[state]\nurl = "postgres://db"', "state.url", 'must be "sqlite://" (in memory)'),
     ("state path", '[state]\nurl = "sqlite://state.db"', "state.url", 'must be "sqlite://" (in memory) or'),
