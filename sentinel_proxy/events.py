@@ -47,6 +47,18 @@ class CallFailedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamRescued:
+    """A stream that broke after its first token was carried on elsewhere, or could not be."""
+
+    trace_id: str
+    source: str
+    target: str  # "" if nobody could continue
+    method: str  # "prefill" | "instruct" | ""
+    result: str  # "continued" | "failed"
+    at_chars: int  # how much of the answer the caller had
+
+
+@dataclass(frozen=True, slots=True)
 class BreakerChanged:
     """A breaker moved from one state to another."""
 
@@ -85,7 +97,7 @@ class Noticed:
     details: dict[str, Any]
 
 
-Event = AttemptFailed | CallRetried | CallFailedOver | BreakerChanged | CallFinished | Noticed
+Event = AttemptFailed | CallRetried | CallFailedOver | StreamRescued | BreakerChanged | CallFinished | Noticed
 Emit = Callable[[Event], None]
 E_ = TypeVar("E_")
 

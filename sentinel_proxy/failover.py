@@ -10,7 +10,7 @@ The commit point is the return of `open`: before it nothing has reached the call
 failure is a silent failover, after it the `Reply` owns the connection and the permit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from sentinel_proxy.clock import Clock
@@ -34,6 +34,7 @@ TRIAL_PROOF_SECONDS: Final = 5.0
 """A trial that has streamed this long has proved its point; a whole answer may take minutes."""
 
 Failure = UpstreamError | BreakerOpen
+Wrap = Callable[[Decoder], Decoder]
 
 
 class Reply:
@@ -48,13 +49,13 @@ class Reply:
         "_call",
         "_clock",
         "_closed",
-        "_decoder",
         "_exchange",
         "_first",
         "_patience",
         "_permit",
         "_progress",
         "_progress_at",
+        "decoder",
         "failover",
         "first_token_seconds",
         "lossy",
@@ -80,7 +81,7 @@ class Reply:
         self._call = call
         self._clock = clock
         self._exchange = exchange
-        self._decoder = decoder
+        self.decoder = decoder
         self._permit = permit
         self._first = first
         self._patience = waits
@@ -110,17 +111,17 @@ class Reply:
     @property
     def complete(self) -> bool:
         """Whether the answer has ended well."""
-        return self._decoder.complete
+        return self.decoder.complete
 
     @property
     def usage(self) -> Usage | None:
         """Tokens, as far as the upstream has told."""
-        return self._decoder.usage
+        return self.decoder.usage
 
     @property
     def served_model(self) -> str:
         """The model that answers, as the upstream names it, or else as we asked for it."""
-        return self._decoder.model or self.model
+        return self.decoder.model or self.model
 
     async def read(self) -> bytes:
         """
@@ -132,7 +133,7 @@ class Reply:
             UpstreamError: The answer broke; it has voted, and everything good that came before
                 was returned. There is no way back to another provider from here but a rescue.
         """
-        decoder = self._decoder
+        decoder = self.decoder
         if self._first:
             first, self._first = self._first, b""
             return first
@@ -149,7 +150,7 @@ class Reply:
 
     async def _next(self) -> bytes:
         """Wait for the upstream's next bytes and return what they say."""
-        decoder, exchange, waits, clock = self._decoder, self._exchange, self._patience, self._clock
+        decoder, exchange, waits, clock = self.decoder, self._exchange, self._patience, self._clock
         if exchange.complete:
             return decoder.close()
         now = clock.monotonic()
@@ -167,7 +168,7 @@ class Reply:
 
     def _made_progress(self) -> None:
         now = self._progress_at = self._clock.monotonic()
-        self._progress = self._decoder.progress
+        self._progress = self.decoder.progress
         if self._permit.trial and now - self._began_at > TRIAL_PROOF_SECONDS:
             self._permit.succeed(now)
 
@@ -204,11 +205,14 @@ class Failover:
     def __repr__(self) -> str:
         return f"<Failover {' -> '.join(upstream.name for upstream in self.upstreams)}>"
 
-    async def open(self, call: Call) -> Reply:
+    async def open(self, call: Call, wrap: Wrap | None = None) -> Reply:
         """
         Return the first reply that begins.
 
         Cancelling closes what was opened and counts as nobody's failure.
+
+        Args:
+            wrap: Put around the decoder of each attempt; it then decides what has begun.
 
         Raises:
             CallerError: The caller named a provider that is not there.
@@ -221,7 +225,7 @@ class Failover:
                 raise NoReply(failures, deadline_exceeded=True)
             alone = not self._another(call, chain[position + 1 :])
             try:
-                reply = await self._ask(upstream, call, alone=alone)
+                reply = await self._ask(upstream, call, wrap, alone=alone)
             except (UpstreamError, BreakerOpen) as failure:
                 failures.append(failure)
                 if isinstance(failure, UpstreamError) and not failure.consequence.failover:
@@ -229,7 +233,7 @@ class Failover:
             else:
                 return self._opened(reply, call, chain)
         if call.attempts == 0 and (resting := self._resting(call, chain)) is not None:
-            return self._opened(await self._last_resort(resting, call, failures), call, chain)
+            return self._opened(await self._last_resort(resting, call, wrap, failures), call, chain)
         raise NoReply(failures, deadline_exceeded=self._clock.monotonic() >= call.deadline)
 
     def chain(self, call: Call) -> list[Upstream]:
@@ -264,7 +268,9 @@ class Failover:
             for upstream in rest
         )
 
-    async def _ask(self, upstream: Upstream, call: Call, *, alone: bool, early: bool = False) -> Reply:
+    async def _ask(
+        self, upstream: Upstream, call: Call, wrap: Wrap | None, *, alone: bool, early: bool = False
+    ) -> Reply:
         """Give one provider its tries, as many as the retry policy and the deadline allow."""
         provider = upstream.provider
         if not provider.serves(call.endpoint):
@@ -283,7 +289,7 @@ class Failover:
             raise self._passed_by(upstream, call, refused) from None
 
         async def attempt() -> Reply:
-            return await self._attempt(upstream, call, request, early=early)
+            return await self._attempt(upstream, call, request, wrap, early=early)
 
         upstream.budget.note_call(self._clock.monotonic())
         try:
@@ -306,7 +312,7 @@ class Failover:
         self._emit(CallRetried(call.trace_id, upstream.name, pause_seconds))
 
     async def _attempt(
-        self, upstream: Upstream, call: Call, request: UpstreamRequest, *, early: bool
+        self, upstream: Upstream, call: Call, request: UpstreamRequest, wrap: Wrap | None, *, early: bool
     ) -> Reply:
         """Try once: take a permit, and see to it that the attempt votes exactly once."""
         clock = self._clock
@@ -318,7 +324,7 @@ class Failover:
             raise self._passed_by(upstream, call, refused) from None
         upstream.in_flight += 1
         try:
-            reply = await self._begin(upstream, call, request, model, permit)
+            reply = await self._begin(upstream, call, request, wrap, model, permit)
         except UpstreamError as error:
             upstream.in_flight -= 1
             now = clock.monotonic()
@@ -339,7 +345,13 @@ class Failover:
         return reply
 
     async def _begin(
-        self, upstream: Upstream, call: Call, request: UpstreamRequest, model: str, permit: ScopedPermit
+        self,
+        upstream: Upstream,
+        call: Call,
+        request: UpstreamRequest,
+        wrap: Wrap | None,
+        model: str,
+        permit: ScopedPermit,
     ) -> Reply:
         """Send the call and return once there is something worth committing to."""
         clock = self._clock
@@ -353,6 +365,8 @@ class Failover:
                 body = await _error_body(exchange, until)
                 raise upstream.provider.failure(call, exchange.head, body)
             decoder = upstream.provider.decoder(call, exchange.head)
+            if wrap is not None:
+                decoder = wrap(decoder)
             first = await _until_begun(exchange, decoder, until)
         except BaseException:
             if exchange is not None:
@@ -383,10 +397,12 @@ class Failover:
         resting = [(rest, upstream) for rest, upstream in rests if rest > 0]
         return min(resting, key=lambda pair: pair[0])[1] if resting else None
 
-    async def _last_resort(self, upstream: Upstream, call: Call, failures: list[Failure]) -> Reply:
+    async def _last_resort(
+        self, upstream: Upstream, call: Call, wrap: Wrap | None, failures: list[Failure]
+    ) -> Reply:
         """Everyone rests: one call at a time may try early, rather than all being refused by our own hand."""
         try:
-            return await self._ask(upstream, call, alone=True, early=True)
+            return await self._ask(upstream, call, wrap, alone=True, early=True)
         except (UpstreamError, BreakerOpen) as failure:
             raise NoReply([*failures, failure]) from None
 

@@ -51,6 +51,15 @@ class Decoder(ABC):
     usage: Usage | None = None
     """Tokens, once known."""
 
+    opened_as: tuple[str, int] | None = None
+    """`id` and `created` of a streamed chat completion, once known."""
+
+    plain: bool = True
+    """Nothing but text and reasoning of one choice was said: no tool call, refusal, audio or log probability."""
+
+    said: Sequence[str] = ()
+    """The visible text of a streamed chat completion so far, in pieces; what a rescue goes on from."""
+
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the body; return what can be said so far."""
@@ -99,6 +108,9 @@ class Provider(ABC):
 
     context_window: int | None = None
     """Tokens; a call that overflowed elsewhere comes here only if this is larger."""
+
+    continuation: str = "instruct"
+    """How it can go on with a broken answer: "prefill", "instruct" or "none"."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

@@ -39,6 +39,7 @@ class Upstream:
     budget: RetryBudget
     gate: Gate = field(default_factory=Gate)
     in_flight: int = 0
+    rejects_prefill: bool = False  # learned: it answered 400 to a conversation that ends with the assistant
     _missing: dict[str, float] = field(default_factory=dict)
 
     @classmethod

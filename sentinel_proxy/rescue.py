@@ -1,0 +1,272 @@
+"""
+A stream that broke after its first token: continue it elsewhere, splice, or end honestly.
+
+The conditions are strict, because a wrong continuation is worse than a broken one: only plain
+text can be carried on, and only where nothing else was promised (`REFUSALS` is the list).
+What the next provider repeats is cut away by `wire.seam`; what it says then reaches the caller
+as the same stream: same `id`, same `created`, one role, one finish reason, one `[DONE]`. The
+`model` of each chunk names who wrote it, and usage adds up.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from sentinel_proxy.clock import Clock
+from sentinel_proxy.errors import FailureKind, NoReply, UpstreamError
+from sentinel_proxy.events import Emit, StreamRescued
+from sentinel_proxy.failover import Failover, Reply
+from sentinel_proxy.model import Call, Endpoint, Usage
+from sentinel_proxy.providers.base import Decoder
+from sentinel_proxy.resilience.breaker import State
+from sentinel_proxy.upstream.upstream import Upstream
+from sentinel_proxy.wire import openai, sse
+from sentinel_proxy.wire.json import dumps, loads
+from sentinel_proxy.wire.seam import Seam, SeamError
+
+MAX_SENT_CHARS: Final = 32_768
+"""Longer answers are not carried on: the prompt would double, and so would its price."""
+
+MIN_SECONDS_LEFT: Final = 10.0
+"""Less time is not enough for another provider to read everything and go on."""
+
+MIN_TOKENS: Final = 16
+"""A continuation may always say at least this much, however little the caller's limit leaves."""
+
+INSTRUCTION: Final = (
+    "Your previous message was cut off in transit. Continue it exactly after its last character, "
+    "in the same language and format. Repeat nothing and do not comment on the interruption."
+)
+
+_BREAKS: Final = {FailureKind.TRUNCATED, FailureKind.TIMEOUT, FailureKind.PROTOCOL, FailureKind.OVERLOADED}
+
+Refusal = Callable[[Call, Decoder, UpstreamError, float], bool]
+
+# Why a stream is not carried on: first the caller's wish, then what was asked, then what was said.
+REFUSALS: Final[tuple[tuple[str, Refusal], ...]] = (
+    ("only chat completions can be continued", lambda call, *_: call.endpoint is not Endpoint.CHAT),
+    ("the caller wants no failover", lambda call, *_: call.controls.no_failover),
+    ("several choices", lambda call, *_: (call.payload.get("n") or 1) != 1),
+    ("a format was promised", lambda call, *_: _promises_format(call.payload)),
+    ("log probabilities", lambda call, *_: bool(call.payload.get("logprobs"))),
+    ("more than text was said", lambda _, said, *__: not said.plain),
+    ("nothing visible was said", lambda _, said, *__: not any(said.said)),
+    ("the answer was over", lambda _, said, *__: said.finished),
+    ("too long", lambda _, said, *__: sum(map(len, said.said)) > MAX_SENT_CHARS),
+    ("not a break", lambda _, __, error, ___: error.kind not in _BREAKS),
+    ("too late", lambda call, _, __, now: call.deadline - now < MIN_SECONDS_LEFT),
+)
+
+
+def refusal(call: Call, said: Decoder, error: UpstreamError, now: float) -> str | None:
+    """Return why a stream that broke with *error* must not be carried on, or None if it may be."""
+    return next((reason for reason, refuses in REFUSALS if refuses(call, said, error, now)), None)
+
+
+class Rescue:
+    """
+    Carries broken streams on at the next provider.
+
+    Args:
+        mode: "continue" or "error", unless the caller says otherwise.
+    """
+
+    def __init__(self, failover: Failover, mode: str, clock: Clock, emit: Emit) -> None:
+        self._failover = failover
+        self._mode = mode
+        self._clock = clock
+        self._emit = emit
+
+    async def resume(self, call: Call, broken: Reply, error: UpstreamError) -> Reply:
+        """
+        Return a reply that goes on where *broken* stopped; *broken* is closed.
+
+        Raises:
+            UpstreamError: *error* itself: it cannot be carried on, or nobody could.
+        """
+        broken.close()
+        mode = call.controls.rescue or self._mode
+        reason = (
+            "switched off"
+            if mode != "continue"
+            else refusal(call, broken.decoder, error, self._clock.monotonic())
+        )
+        if reason is None:
+            for upstream in self._candidates(call, broken):
+                for method in _methods(upstream, call):
+                    if (reply := await self._continued(call, broken, upstream, method)) is not None:
+                        self._tell(call, broken, upstream.name, method, "continued")
+                        return reply
+            self._tell(call, broken, "", "", "failed")
+        raise error
+
+    def _candidates(self, call: Call, broken: Reply) -> list[Upstream]:
+        """Return the healthy upstreams to ask: those after the broken one first."""
+        chain = self._failover.chain(call)
+        at = chain.index(broken.upstream)
+        now = self._clock.monotonic()
+        return [
+            upstream
+            for upstream in (*chain[at + 1 :], *chain[:at])
+            if upstream.breakers.own.state is State.CLOSED
+            and upstream.admits(upstream.provider.model_for(call.model), now)
+        ]
+
+    async def _continued(self, call: Call, broken: Reply, upstream: Upstream, method: str) -> Reply | None:
+        continuation = continue_call(call, broken.decoder, upstream.name, method)
+        try:
+            reply = await self._failover.open(
+                continuation, wrap=lambda inner: Splice(inner, broken, upstream.name, method, call)
+            )
+        except NoReply as error:
+            refused = error.failures[-1] if error.failures else None
+            if method == "prefill" and isinstance(refused, UpstreamError) and refused.status == 400:
+                upstream.rejects_prefill = True
+            return None
+        finally:
+            call.waited_seconds = continuation.waited_seconds
+        reply.failover = broken.failover or reply.upstream is not self._failover.chain(call)[0]
+        reply.first_token_seconds = broken.first_token_seconds
+        return reply
+
+    def _tell(self, call: Call, broken: Reply, target: str, method: str, result: str) -> None:
+        at_chars = sum(len(text) for text in broken.decoder.said)
+        self._emit(StreamRescued(call.trace_id, broken.upstream.name, target, method, result, at_chars))
+
+
+def continue_call(call: Call, said: Decoder, provider: str, method: str) -> Call:
+    """Return the call that asks *provider* to go on after what was *said*."""
+    payload = dict(call.payload)
+    messages = [*payload["messages"], {"role": "assistant", "content": "".join(said.said)}]
+    if method == "instruct":
+        messages.append({"role": "user", "content": INSTRUCTION})
+    payload["messages"] = messages
+    payload.pop("seed", None)
+    for limit in ("max_tokens", "max_completion_tokens"):
+        if isinstance(payload.get(limit), int):
+            payload[limit] = max(MIN_TOKENS, payload[limit] - said.progress)
+    payload["stream_options"] = {**(payload.get("stream_options") or {}), "include_usage": True}
+    return replace(
+        call,
+        payload=payload,
+        body=dumps(payload),
+        controls=replace(call.controls, providers=(provider,), no_failover=True),
+    )
+
+
+class Splice(Decoder):
+    """
+    Rewrites a continuation so that it reads as the rest of the broken stream.
+
+    Args:
+        inner: Decodes the continuation into chat completion chunks.
+        broken: The reply that broke; its decoder knows what was said.
+        provider: Who continues.
+        method: "prefill" or "instruct".
+    """
+
+    def __init__(self, inner: Decoder, broken: Reply, provider: str, method: str, call: Call) -> None:
+        said = broken.decoder
+        self._inner = inner
+        self._identity = said.opened_as
+        self._seam = Seam("".join(said.said), trims=method == "instruct")
+        self._tokens_before = said.progress
+        self._wants_usage = bool((call.payload.get("stream_options") or {}).get("include_usage"))
+        self._marker: dict[str, Any] | None = {
+            "event": "midstream_failover",
+            "from": broken.upstream.name,
+            "to": provider,
+            "at_chars": sum(map(len, said.said)),
+            "method": method,
+        }
+
+    def feed(self, data: bytes) -> bytes:
+        return self._spliced(self._inner.feed(data))
+
+    def close(self) -> bytes:
+        return self._spliced(self._inner.close())
+
+    def _spliced(self, events: bytes) -> bytes:
+        inner = self._inner
+        try:
+            output = b"".join(
+                self._event(frame.data) for frame in sse.frames(events) if frame.data is not None
+            )
+        except SeamError as error:
+            self.failure = UpstreamError(FailureKind.PROTOCOL, str(error))
+            return b""
+        self.model, self.progress = inner.model, inner.progress
+        self.finished, self.complete, self.failure = inner.finished, inner.complete, inner.failure
+        self.usage = self._summed(inner.usage)
+        return output
+
+    def _event(self, data: bytes) -> bytes:
+        if data == b"[DONE]":
+            return openai.DONE
+        chunk = loads(data)
+        if self._identity is not None:
+            chunk["id"], chunk["created"] = self._identity
+        choices = chunk.get("choices")
+        if not choices:
+            return self._usage_event(chunk)
+        choice = choices[0]
+        delta = choice.get("delta") or {}
+        delta.pop("role", None)
+        if content := delta.get("content"):
+            delta["content"] = self._seam.push(content)
+        if choice.get("finish_reason") is not None and (rest := self._seam.close()):
+            delta["content"] = (delta.get("content") or "") + rest
+        if not delta.get("content"):
+            delta.pop("content", None)
+        choice["delta"] = delta
+        if not self._wants_usage:
+            chunk.pop("usage", None)
+        if not delta and choice.get("finish_reason") is None:
+            return b""
+        return self._marked(chunk)
+
+    def _marked(self, chunk: dict[str, Any]) -> bytes:
+        """Write *chunk*; the first one says that somebody else goes on."""
+        self.began = True
+        if self._marker is None:
+            return openai.event(chunk)
+        chunk["sentinel"], self._marker = self._marker, None
+        return b": sentinel failover\n\n" + openai.event(chunk)
+
+    def _usage_event(self, chunk: dict[str, Any]) -> bytes:
+        usage = self._summed(self._inner.usage)
+        if not self._wants_usage or usage is None:
+            return b""
+        chunk["usage"] = {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        }
+        return openai.event(chunk)
+
+    def _summed(self, usage: Usage | None) -> Usage | None:
+        """
+        Add up both parts: the continuation counted the first part as prompt, we count it as answer.
+
+        The broken stream never told its usage, so its tokens are estimated as its events were many.
+        """
+        if usage is None:
+            return None
+        prompt = max(0, usage.prompt_tokens - self._tokens_before)
+        return Usage(prompt, usage.completion_tokens + self._tokens_before)
+
+
+def _methods(upstream: Upstream, call: Call) -> tuple[str, ...]:
+    """Return the ways to ask *upstream* to continue, the better one first."""
+    declared = upstream.provider.continuation
+    if declared == "none":
+        return ()
+    with_tools = bool(call.payload.get("tools") or call.payload.get("functions"))
+    if declared == "prefill" and not upstream.rejects_prefill:
+        return ("prefill",) if with_tools else ("prefill", "instruct")
+    return () if with_tools else ("instruct",)
+
+
+def _promises_format(payload: Mapping[str, Any]) -> bool:
+    wanted = payload.get("response_format")
+    return isinstance(wanted, Mapping) and wanted.get("type") not in (None, "text")
