@@ -295,17 +295,25 @@ class Failover:
         try:
             return await attempt()
         except UpstreamError as failure:
-            if not call.trail[-1].sent:
-                raise
+            first = failure
+        if not call.trail[-1].sent or self._rests(upstream, call):
+            raise first
+        try:
             return await self._retry.again(
                 attempt,
-                failure,
+                first,
                 alone=alone,
                 retried_by_client=call.retried_by_client,
                 deadline=call.deadline,
                 budget=upstream.budget,
                 on_retry=lambda pause: self._retrying(upstream, call, pause),
             )
+        except BreakerOpen:  # tripped by others during the pause: what we know better is why it failed us
+            raise first from None
+
+    def _rests(self, upstream: Upstream, call: Call) -> bool:
+        model = upstream.provider.model_for(call.model)
+        return upstream.breakers.rest(model, self._clock.monotonic()) > 0
 
     def _retrying(self, upstream: Upstream, call: Call, pause_seconds: float) -> None:
         call.waited_seconds += pause_seconds

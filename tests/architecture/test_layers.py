@@ -12,14 +12,15 @@ ROOT = Path(sentinel_proxy.__file__).parent
 
 # A module imports only from rows below its own; parts of one row do not know each other.
 LAYERS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"drill", "demo"},
     {"server"},
     {"app"},
     {"admin", "middleware"},
     {"api"},
-    {"failover", "passthrough", "health"},
     {"rescue"},
+    {"failover", "passthrough", "health"},
     {"upstream", "log", "incidents", "metrics", "testing"},
     {"providers", "stores"},
     {"resilience", "wire"},

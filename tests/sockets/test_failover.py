@@ -1,15 +1,16 @@
 """The thinnest path end to end, and what follows from each failure before the answer begins."""
 
 import pytest
+from harness import Start, chain
 
 from sentinel_proxy.testing import FaultyUpstream, ollama_completion, openai_completion, openai_error
-
-from conftest import Start, chain  # noqa: I001
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_healthy_primary_answers(start: Start, primary: FaultyUpstream, backup: FaultyUpstream) -> None:
+async def test_a_healthy_primary_answers(
+    start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+) -> None:
     primary.always(openai_completion("hello"))
     harness = await start(chain(primary, backup))
 

@@ -1,11 +1,9 @@
-"""A real proxy between real sockets: what these tests share."""
+"""A real proxy between real sockets: what many tests are built on."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
-import pytest
 
 from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import (
@@ -16,34 +14,10 @@ from sentinel_proxy.config import (
     RetryConfig,
     TimeoutsConfig,
 )
-from sentinel_proxy.events import (
-    AttemptFailed,
-    BreakerChanged,
-    Bus,
-    CallFailedOver,
-    CallFinished,
-    CallRetried,
-    Event,
-    Noticed,
-)
-from sentinel_proxy.server import running
+from sentinel_proxy.events import CallFinished, Event
 from sentinel_proxy.testing import FaultyUpstream
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
-
-
-@pytest.fixture
-async def primary() -> AsyncIterator[FaultyUpstream]:
-    """The first of the chain: speaks OpenAI's dialect, and fails on cue."""
-    async with FaultyUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def backup() -> AsyncIterator[FaultyUpstream]:
-    """The second of the chain: speaks Ollama's dialect."""
-    async with FaultyUpstream() as upstream:
-        yield upstream
 
 
 def chain(primary: FaultyUpstream, backup: FaultyUpstream | None = None, **sections: Any) -> Config:
@@ -64,7 +38,8 @@ def chain(primary: FaultyUpstream, backup: FaultyUpstream | None = None, **secti
         "breaker": BreakerConfig(),
     }
     return Config(
-        providers=tuple(ProviderConfig.model_validate(provider) for provider in providers), **(quick | sections)
+        providers=tuple(ProviderConfig.model_validate(provider) for provider in providers),
+        **(quick | sections),
     )
 
 
@@ -94,21 +69,3 @@ class Harness:
 
 
 Start = Callable[[Config], Awaitable[Harness]]
-
-
-@pytest.fixture
-async def start() -> AsyncIterator[Start]:
-    """Start a proxy with a configuration; it is stopped after the test."""
-    async with AsyncExitStack() as stack:
-
-        async def start(config: Config) -> Harness:
-            bus, events = Bus(), list[Event]()
-            for kind in (AttemptFailed, BreakerChanged, CallFailedOver, CallFinished, CallRetried, Noticed):
-                bus.subscribe(kind, events.append)
-            proxy = Proxy(config, bus=bus)
-            url = await stack.enter_async_context(running(proxy))
-            client = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
-            await stack.enter_async_context(client)
-            return Harness(proxy, url, client, events)
-
-        yield start
