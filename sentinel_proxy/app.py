@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from sentinel_proxy import __version__
 from sentinel_proxy.api import errors, health, models, passthrough, routes
+from sentinel_proxy.api.line import Service
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config, ProviderConfig
 from sentinel_proxy.events import Bus, Noticed
@@ -33,6 +34,7 @@ from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.providers.ollama import OllamaProvider
 from sentinel_proxy.providers.openai import OpenAIProvider
 from sentinel_proxy.providers.registry import Registry
+from sentinel_proxy.rescue import Rescue
 from sentinel_proxy.resilience.rate_limit import SlidingLog
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.upstream.base import Transport
@@ -88,7 +90,10 @@ class Proxy:
         return f"<Proxy {self.registry!r}>"
 
     def _build_app(self) -> Starlette:
-        service = routes.Service(self.config, self.failover, self.load, self.wheel, self.clock, self.bus.emit)
+        rescue = Rescue(self.failover, self.config.rescue.mode, self.clock, self.bus.emit)
+        service = Service(
+            self.config, self.failover, rescue, self.load, self.wheel, self.clock, self.bus.emit
+        )
         return Starlette(
             routes=[
                 *routes.routes(service),

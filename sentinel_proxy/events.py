@@ -8,10 +8,10 @@ must not block, so listeners only note things down.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from sentinel_proxy.errors import FailureKind
-from sentinel_proxy.model import Call, Endpoint, Usage
+from sentinel_proxy.model import Call, Endpoint, Outcome, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ class CallFinished:
     trace_id: str
     endpoint: Endpoint
     call: Call | None  # None: the request was so wrong that it never became a call
-    outcome: str  # "success" | "failed_over" | "caller_error" | "failure" | "truncated" | "hung_up"
+    outcome: (
+        str  # "success" | "failed_over" | "rescued" | "caller_error" | "failure" | "truncated" | "hung_up"
+    )
     status: int  # what the caller got; 499 if it hung up
     provider: str | None
     model: str | None
@@ -112,6 +114,11 @@ class Bus:
     def subscribe(self, kind: type[E_], listener: Callable[[E_], None]) -> None:
         """Call *listener* with every later event of exactly this *kind*."""
         self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+
+    def subscribe_all(self, listener: Callable[[Event], None]) -> None:
+        """Call *listener* with every later event of any kind."""
+        for kind in get_args(Event):
+            self.subscribe(kind, listener)
 
     def emit(self, event: Event) -> None:
         """Tell everybody. A listener that raises is counted in `errors` and harms nobody."""

@@ -60,6 +60,7 @@ class Reply:
         "first_token_seconds",
         "lossy",
         "model",
+        "rescued",
         "upstream",
     )
 
@@ -92,6 +93,7 @@ class Reply:
         self.model = model
         self.lossy = lossy
         self.failover = False  # whether any but the first of the chain answers
+        self.rescued = False  # whether it goes on where another one broke off
         self.first_token_seconds = now - call.started
 
     def __repr__(self) -> str:
@@ -147,6 +149,18 @@ class Reply:
                 return output
         self._permit.succeed(self._clock.monotonic())
         return b""
+
+    async def whole(self) -> bytes:
+        """
+        Return all that is left of an answer that is not a stream; the attempt has voted then.
+
+        Raises:
+            UpstreamError: As `read`.
+        """
+        parts = []
+        while part := await self.read():
+            parts.append(part)
+        return b"".join(parts)
 
     async def _next(self) -> bytes:
         """Wait for the upstream's next bytes and return what they say."""

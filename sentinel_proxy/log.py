@@ -17,14 +17,14 @@ import structlog
 
 from sentinel_proxy.config import LogConfig
 from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinished, Noticed
-from sentinel_proxy.model import Call
+from sentinel_proxy.model import Call, Outcome
 
 FLUSH_SECONDS: Final = 0.1
 MAX_WAITING_LINES: Final = 1000
 """Beyond it lines are written at once, so that memory stays bounded."""
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_CALL_LEVELS: Final = {"failure": "warning", "truncated": "warning"}
+_CALL_LEVELS: Final = {Outcome.FAILURE: "warning", Outcome.TRUNCATED: "warning"}
 
 
 class Sink:
@@ -103,7 +103,7 @@ class Log:
             provider=event.provider,
             model=event.model,
             status=event.status,
-            outcome=event.outcome,
+            outcome=event.outcome.value,
             error=event.error_code,
             seconds=round(event.seconds, 4),
             overhead_seconds=round(event.overhead_seconds, 6),

@@ -154,6 +154,18 @@ class ReplyHead:
         return value.split(b";", 1)[0].strip().lower().decode("latin-1")
 
 
+class Outcome(StrEnum):
+    """How a call ended for its caller; a closed set, so it can be a metric's label."""
+
+    SUCCESS = "success"  # a whole answer from the first of the chain
+    FAILED_OVER = "failed_over"  # a whole answer from another one
+    RESCUED = "rescued"  # a whole answer, the end of it from another one
+    CALLER_ERROR = "caller_error"  # the request was wrong, and the caller was told so
+    FAILURE = "failure"  # an error of ours or of every upstream
+    TRUNCATED = "truncated"  # a part of an answer, and an honest error after it
+    HUNG_UP = "hung_up"  # the caller did not wait for the end
+
+
 @dataclass(slots=True)
 class Usage:
     """Tokens as the upstream counted them."""

@@ -126,6 +126,7 @@ class Rescue:
         finally:
             call.waited_seconds = continuation.waited_seconds
         reply.failover = broken.failover or reply.upstream is not self._failover.chain(call)[0]
+        reply.rescued = True
         reply.first_token_seconds = broken.first_token_seconds
         return reply
 

@@ -9,21 +9,9 @@ from harness import Harness, Start
 
 from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import Config
-from sentinel_proxy.events import (
-    AttemptFailed,
-    BreakerChanged,
-    Bus,
-    CallFailedOver,
-    CallFinished,
-    CallRetried,
-    Event,
-    Noticed,
-    StreamRescued,
-)
+from sentinel_proxy.events import Bus, Event
 from sentinel_proxy.server import running
 from sentinel_proxy.testing import FaultyUpstream
-
-EVENTS = (AttemptFailed, BreakerChanged, CallFailedOver, CallFinished, CallRetried, Noticed, StreamRescued)
 
 
 @pytest.fixture
@@ -53,8 +41,7 @@ async def start() -> AsyncIterator[Start]:
 
         async def start(config: Config) -> Harness:
             bus, events = Bus(), list[Event]()
-            for kind in EVENTS:
-                bus.subscribe(kind, events.append)
+            bus.subscribe_all(events.append)
             proxy = Proxy(config, bus=bus)
             url = await stack.enter_async_context(running(proxy))
             client = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)

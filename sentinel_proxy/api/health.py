@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from sentinel_proxy.api.routes import Service
+from sentinel_proxy.api.line import Service
 from sentinel_proxy.wire.json import dumps
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from sentinel_proxy.api import errors
-from sentinel_proxy.api.routes import Service
+from sentinel_proxy.api.line import Service
 from sentinel_proxy.errors import FailureKind, SentinelError, UpstreamError
 from sentinel_proxy.model import Headers
 from sentinel_proxy.providers.base import ModelEntry, Provider

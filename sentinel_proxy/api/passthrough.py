@@ -6,10 +6,10 @@ from typing import Final
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from sentinel_proxy.api.line import Line, Service
 from sentinel_proxy.api.relay import Caller, HungUp
-from sentinel_proxy.api.routes import Line, Service
 from sentinel_proxy.errors import CallerError, UpstreamError
-from sentinel_proxy.model import Call, Endpoint, Headers, Trace, UpstreamRequest, header
+from sentinel_proxy.model import Call, Endpoint, Headers, Outcome, Trace, UpstreamRequest, header
 from sentinel_proxy.passthrough import Passthrough, RawReply
 from sentinel_proxy.providers.openai import OpenAIProvider
 
@@ -72,7 +72,7 @@ class StreamedThrough:
             line.finish(_outcome(reply.status), reply.status)
         except UpstreamError:
             # The body broke. Ending without its last byte is the only honest way to say so.
-            line.finish("truncated", reply.status if reply is not None else 502, "stream_interrupted")
+            line.finish(Outcome.TRUNCATED, reply.status if reply is not None else 502, "stream_interrupted")
         except BaseException as error:
             await line.fail(error)
         finally:
@@ -137,5 +137,5 @@ class Upload:
         return CallerError(message, status=413, code="request_too_large")
 
 
-def _outcome(status: int) -> str:
-    return "success" if status < 400 else "caller_error" if status < 500 else "failure"
+def _outcome(status: int) -> Outcome:
+    return Outcome.SUCCESS if status < 400 else Outcome.CALLER_ERROR if status < 500 else Outcome.FAILURE

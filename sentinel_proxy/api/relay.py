@@ -16,7 +16,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope, Send
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.errors import CallerError, UpstreamError
+from sentinel_proxy.errors import CallerError
 from sentinel_proxy.failover import Reply
 from sentinel_proxy.model import Header, Headers, header
 from sentinel_proxy.wheel import Wheel
@@ -276,20 +276,14 @@ class Caller:
                 task.cancel()
 
 
-async def relay(reply: Reply, caller: Caller, headers: Sequence[Header], *, streaming: bool) -> None:
+async def relay(reply: Reply, caller: Caller, headers: Sequence[Header]) -> None:
     """
-    Send *reply* to *caller*, bytes as they come. The reply is not closed here.
+    Send a stream to *caller*, bytes as they come. The reply is not closed here.
 
     Raises:
         UpstreamError: The answer broke; what came before it has been sent and the line is
-            still open, so that the break can be told inside the stream.
+            still open, so that the stream can be carried on or the break be told inside it.
     """
-    if not streaming:
-        body = await reply.read()
-        await reply.read()  # the end: the attempt has voted
-        await caller.start(reply.status, [*headers, (b"content-length", b"%d" % len(body))])
-        await caller.send(body, more=False)
-        return
     first = await reply.read()
     await caller.start(reply.status, [*headers, *STREAM_HEADERS], streaming=True)
     await caller.send(first, more=True)
@@ -298,10 +292,10 @@ async def relay(reply: Reply, caller: Caller, headers: Sequence[Header], *, stre
     await caller.send(b"", more=False)
 
 
-async def tell_break(caller: Caller, error: UpstreamError, event: bytes) -> None:
-    """End a stream that broke with the one in-band form that every SDK raises on."""
-    await caller.send(event, more=True)
-    await caller.send(b"", more=False)
+async def send_whole(caller: Caller, status: int, headers: Sequence[Header], body: bytes) -> None:
+    """Send an answer that is complete; *headers* hold its content type."""
+    await caller.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+    await caller.send(body, more=False)
 
 
 def _too_large(limit_bytes: int) -> CallerError:

@@ -1,0 +1,183 @@
+"""
+One request from its first byte to its `CallFinished`, whatever happens in between.
+
+`Line` is where every way out of a call comes together: it sends what can still be sent, reports
+how the call ended exactly once, and gives everything back.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from sentinel_proxy.api import errors, headers
+from sentinel_proxy.api.calls import read_call
+from sentinel_proxy.api.relay import Caller, HungUp, send_whole
+from sentinel_proxy.clock import Clock
+from sentinel_proxy.config import Config
+from sentinel_proxy.errors import CallerError, NoReply, UpstreamError
+from sentinel_proxy.events import CallFinished, Emit
+from sentinel_proxy.failover import Failover, Reply
+from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, Trace
+from sentinel_proxy.rescue import Rescue
+from sentinel_proxy.wheel import Wheel
+from sentinel_proxy.wire.openai import error_event
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the endpoints work with; assembled once by `app`."""
+
+    config: Config
+    failover: Failover
+    rescue: Rescue
+    load: Load
+    wheel: Wheel
+    clock: Clock
+    emit: Emit
+
+
+class Line:
+    """One request, the call it becomes, and whoever waits for the answer."""
+
+    def __init__(
+        self, service: Service, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint
+    ) -> None:
+        self._service = service
+        self._scope = scope
+        self._endpoint = endpoint
+        self._finished = False
+        self._trace: Trace = scope[Trace.SCOPE_KEY]
+        self.caller = Caller(receive, send, service.wheel, service.clock)
+        self.call: Call | None = None
+        self.reply: Reply | None = None
+
+    async def read(self, rewrite: Callable[[bytes], bytes] | None = None) -> Call:
+        """
+        Read the request.
+
+        Args:
+            rewrite: Makes the body of the endpoint's own form out of another form's.
+
+        Raises:
+            CallerError: It is wrong.
+            HungUp: The caller left meanwhile.
+        """
+        service, scope = self._service, self._scope
+        before = service.clock.monotonic()
+        body = await self.caller.body(scope, service.config.server.max_body_bytes)
+        waited = service.clock.monotonic() - before
+        if rewrite is not None:
+            body = rewrite(body)
+        self.call = read_call(
+            self._endpoint,
+            self._trace,
+            scope["headers"],
+            scope["query_string"],
+            body,
+            service.config.timeouts.total,
+        )
+        self.call.waited_seconds = waited
+        return self.call
+
+    def watch(self, call: Call) -> None:
+        """Watch for a hang-up from here on; a stream that is long in coming is kept warm."""
+        timeouts = self._service.config.timeouts
+        if call.stream:
+            self.caller.watch(
+                hold_seconds=timeouts.header_hold,
+                heartbeat_seconds=timeouts.heartbeat,
+                held_headers=self.headers,
+            )
+        else:
+            self.caller.watch()
+
+    def seconds(self) -> float:
+        """How long this request has been with us."""
+        return self._service.clock.monotonic() - self._trace.started
+
+    def headers(self) -> list[Header]:
+        """The `x-sentinel-*` headers as of now."""
+        return headers.of_call(self.call, self.reply, self.seconds())
+
+    async def fail(self, error: BaseException) -> None:
+        """
+        End the request after *error*, as well as can still be done.
+
+        Only what is nobody's plan is raised again: a cancellation from outside, or a bug.
+        """
+        match error:
+            case CallerError():
+                await self._answer(errors.of_caller(error), Outcome.CALLER_ERROR)
+            case NoReply() if self.call is not None:
+                answer = errors.of_no_reply(error, self.call)
+                await self._answer(answer, Outcome.CALLER_ERROR if answer.status < 429 else Outcome.FAILURE)
+            case UpstreamError() if self.reply is not None:
+                await self._tell_break(error, self.reply)
+            case HungUp():
+                self.finish(Outcome.HUNG_UP, 499)
+            case asyncio.CancelledError() if self.caller.gone:
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+                self.finish(Outcome.HUNG_UP, 499)
+            case _:
+                self.finish(Outcome.FAILURE, 500)
+                raise error
+
+    async def _answer(self, answer: errors.ErrorAnswer, outcome: Outcome) -> None:
+        caller = self.caller
+        if caller.started:  # kept warm: the status is spent, so the error goes in-band
+            await self._end_in_band(answer.message, answer.type, answer.param, answer.code)
+        else:
+            await send_whole(caller, answer.status, [*answer.headers, *self.headers()], answer.body)
+        self.finish(outcome, answer.status, answer.code)
+
+    async def _tell_break(self, error: UpstreamError, reply: Reply) -> None:
+        if not self.caller.started:  # cannot happen for a complete JSON body; be honest if it does
+            await self._answer(errors.answer(502, error.message, code="stream_interrupted"), Outcome.TRUNCATED)
+            return
+        message = f"the answer of {reply.upstream.name} broke off before it was complete: {error.message}"
+        await self._end_in_band(message, "server_error", None, "stream_interrupted")
+        self.finish(Outcome.TRUNCATED, reply.status, "stream_interrupted")
+
+    async def _end_in_band(self, message: str, type: str, param: str | None, code: str | None) -> None:
+        await self.caller.send(error_event(self._endpoint, message, type, param, code), more=True)
+        await self.caller.send(b"", more=False)
+
+    def succeed(self) -> None:
+        """Report that the caller has the whole of a good answer."""
+        reply = self.reply
+        assert reply is not None
+        outcome = Outcome.RESCUED if reply.rescued else Outcome.FAILED_OVER if reply.failover else Outcome.SUCCESS
+        self.finish(outcome, reply.status)
+
+    def finish(self, outcome: Outcome, status: int, error_code: str | None = None) -> None:
+        """Report how the call ended, once."""
+        if self._finished:
+            return
+        self._finished = True
+        call, reply = self.call, self.reply
+        seconds = self.seconds()
+        self._service.emit(
+            CallFinished(
+                self._trace.trace_id,
+                self._endpoint,
+                call,
+                outcome,
+                status,
+                reply.upstream.name if reply is not None else None,
+                reply.served_model if reply is not None else None,
+                seconds,
+                max(0.0, seconds - (call.waited_seconds if call is not None else 0.0)),
+                reply.first_token_seconds if reply is not None else None,
+                reply.usage if reply is not None else None,
+                error_code,
+            )
+        )
+
+    def close(self) -> None:
+        """Give everything back; on every way out."""
+        self.caller.release()
+        if self.reply is not None:
+            self.reply.close()
