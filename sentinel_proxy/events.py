@@ -77,9 +77,7 @@ class CallFinished:
     trace_id: str
     endpoint: Endpoint
     call: Call | None  # None: the request was so wrong that it never became a call
-    outcome: (
-        str  # "success" | "failed_over" | "rescued" | "caller_error" | "failure" | "truncated" | "hung_up"
-    )
+    outcome: Outcome
     status: int  # what the caller got; 499 if it hung up
     provider: str | None
     model: str | None

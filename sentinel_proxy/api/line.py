@@ -135,7 +135,8 @@ class Line:
 
     async def _tell_break(self, error: UpstreamError, reply: Reply) -> None:
         if not self.caller.started:  # cannot happen for a complete JSON body; be honest if it does
-            await self._answer(errors.answer(502, error.message, code="stream_interrupted"), Outcome.TRUNCATED)
+            answer = errors.answer(502, error.message, code="stream_interrupted")
+            await self._answer(answer, Outcome.TRUNCATED)
             return
         message = f"the answer of {reply.upstream.name} broke off before it was complete: {error.message}"
         await self._end_in_band(message, "server_error", None, "stream_interrupted")
@@ -149,8 +150,10 @@ class Line:
         """Report that the caller has the whole of a good answer."""
         reply = self.reply
         assert reply is not None
-        outcome = Outcome.RESCUED if reply.rescued else Outcome.FAILED_OVER if reply.failover else Outcome.SUCCESS
-        self.finish(outcome, reply.status)
+        if reply.rescued:
+            self.finish(Outcome.RESCUED, reply.status)
+        else:
+            self.finish(Outcome.FAILED_OVER if reply.failover else Outcome.SUCCESS, reply.status)
 
     def finish(self, outcome: Outcome, status: int, error_code: str | None = None) -> None:
         """Report how the call ended, once."""
