@@ -26,7 +26,7 @@ FAULTS = {
 }
 
 
-def of_kind(*kinds: str) -> Any:
+def of_kind(*kinds: str) -> pytest.MarkDecorator:
     chosen = [example for example in EXAMPLES if example["kind"] in kinds]
     return pytest.mark.parametrize("example", chosen, ids=lambda example: example["id"])
 
