@@ -1,0 +1,78 @@
+"""
+Which of a caller's request headers reach an upstream.
+
+Everything does, so that features we never heard of work, except what belongs to one
+connection, what names the caller to its own peers, and what is a secret between others.
+"""
+
+from typing import Final
+
+from sentinel_proxy.model import Header, Headers
+
+_KEPT_BACK: Final = frozenset(
+    (
+        # One connection's own (RFC 9110 §7.6.1), and the framing, which the transport writes anew.
+        b"connection",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"host",
+        b"content-length",
+        b"expect",
+        b"http2-settings",
+        # Credentials: the provider's own are put in their place.
+        b"authorization",
+        b"api-key",
+        b"x-api-key",
+        b"x-goog-api-key",
+        b"cookie",
+        # We look into answers, so they must come as plain bytes.
+        b"accept-encoding",
+        # Where the caller is and came from.
+        b"forwarded",
+        b"via",
+        b"x-real-ip",
+        b"origin",
+        b"referer",
+    )
+)
+_KEPT_BACK_PREFIXES: Final = (b"x-forwarded-", b"x-sentinel-", b"proxy-", b"sec-")
+_OF_THE_ACCOUNT: Final = frozenset((b"openai-organization", b"openai-project"))
+_ORDINARY_CONNECTION: Final = (b"keep-alive", b"close")
+
+
+def forwarded(headers: Headers, *, with_account: bool, traceparent: bytes | None = None) -> list[Header]:
+    """
+    Return the *headers* that may be sent on, in their order, as a list of the receiver's own.
+
+    Args:
+        with_account: Keep `openai-organization` and `openai-project`: they belong to the
+            caller's key and go where it goes.
+        traceparent: Takes the place of the caller's (W3C Trace Context 1, §2.2).
+    """
+    kept: list[Header] = [(b"accept-encoding", b"identity")]
+    for pair in headers:
+        name = pair[0]
+        if name in _KEPT_BACK or name.startswith(_KEPT_BACK_PREFIXES):
+            if name == b"connection" and pair[1].lower() not in _ORDINARY_CONNECTION:
+                return forwarded(_without_listed(headers), with_account=with_account, traceparent=traceparent)
+        elif (name != b"traceparent" or traceparent is None) and (
+            with_account or name not in _OF_THE_ACCOUNT
+        ):
+            kept.append(pair)
+    if traceparent is not None:
+        kept.append((b"traceparent", traceparent))
+    return kept
+
+
+def _without_listed(headers: Headers) -> list[Header]:
+    """Leave out `Connection` and every header that it names."""
+    listed = {
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+    return [pair for pair in headers if pair[0] != b"connection" and pair[0] not in listed]
