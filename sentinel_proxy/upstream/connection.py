@@ -15,13 +15,14 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Final, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import Header, ReplyHead, header
+from sentinel_proxy.upstream.render import measured
 from sentinel_proxy.wheel import Alarm, Wheel
 
 MAX_HEAD_BYTES: Final = 65_536
@@ -375,33 +376,18 @@ class Connection(asyncio.Protocol):
     async def _send(self, body: AsyncIterator[bytes], length: int | None) -> None:
         """Write the pieces of *body* as fast as the socket takes them; stop when the answer is over."""
         try:
-            try:
-                whole = await self._send_pieces(body, length)
-            finally:
-                if (aclose := getattr(body, "aclose", None)) is not None:
-                    await aclose()
+            async with aclosing(measured(body, length)) as pieces:
+                async for piece in pieces:
+                    if self.over or not self.usable:
+                        return
+                    await self._send_piece(
+                        piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece)
+                    )
+            if length is None:
+                await self._send_piece(b"0\r\n\r\n")
+            self._upload = None
         except Exception as error:  # the caller's body failed: half a request must not look whole
             self._fail_with(error)
-        else:
-            if whole:
-                self._upload = None
-
-    async def _send_pieces(self, body: AsyncIterator[bytes], length: int | None) -> bool:
-        """Return whether all of *body* was written."""
-        sent = 0
-        async for piece in body:
-            if self.over or not self.usable:
-                return False
-            sent += len(piece)
-            if length is not None and sent > length:
-                break
-            if piece:
-                await self._send_piece(b"%x\r\n%b\r\n" % (len(piece), piece) if length is None else piece)
-        if length is None:
-            await self._send_piece(b"0\r\n\r\n")
-        elif sent != length:
-            raise UpstreamError(FailureKind.CALLER, "the request's body is not as long as it was declared")
-        return True
 
     async def _send_piece(self, data: bytes) -> None:
         if self._write_paused:

@@ -79,13 +79,8 @@ def origin_of(base_url: str) -> Origin:
     return Origin(ascii_host, port if port is not None else (443 if tls else 80), tls)
 
 
-@functools.cache
-def default_tls() -> ssl.SSLContext:
-    """
-    Return the context that verifies by the system's trust, or by certifi's where it has none.
-
-    Reading the bundle takes some ten milliseconds: it is done once, by the first who needs it.
-    """
+def verifying_tls() -> ssl.SSLContext:
+    """Return a new context that verifies by the system's trust, or by certifi's where it has none."""
     context = ssl.create_default_context()
     folder = ssl.get_default_verify_paths().capath  # read certificate by certificate, when asked for
     if not context.cert_store_stats()["x509_ca"] and not (folder and os.listdir(folder)):
@@ -94,6 +89,12 @@ def default_tls() -> ssl.SSLContext:
         context.load_verify_locations(certifi.where())
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+@functools.cache
+def default_tls() -> ssl.SSLContext:
+    """Return the context shared by all: reading the bundle takes some ten milliseconds."""
+    return verifying_tls()
 
 
 class Dialer:

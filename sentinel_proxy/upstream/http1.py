@@ -2,22 +2,22 @@
 The default transport: a thin HTTP/1.1 client on httptools.
 
 Forwarding is what this project is for, so its client does that and no more: no redirects, no
-cookies, no decoding, no queue. Here are the pool and the request's bytes; one connection is
-`connection`, making one is `dial`. Why not a library: docs/decisions/0002-own-http1-client.md.
+cookies, no decoding, no queue. Here is the pool; one connection is `connection`, making one is
+`dial`, a request's bytes are `render`. Why not a library: docs/decisions/0002-own-http1-client.md.
 """
 
 import asyncio
-import re
 import socket
 import ssl
 from typing import Final
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
-from sentinel_proxy.model import Headers, ReplyHead, UpstreamRequest
+from sentinel_proxy.model import ReplyHead, UpstreamRequest
 from sentinel_proxy.upstream.base import Transport
 from sentinel_proxy.upstream.connection import Connection
 from sentinel_proxy.upstream.dial import Dialer, origin_of
 from sentinel_proxy.upstream.dns import Lookup
+from sentinel_proxy.upstream.render import render_head
 from sentinel_proxy.wheel import Wheel
 
 IDLE_SECONDS: Final = 15.0
@@ -32,10 +32,6 @@ STALE_SECONDS: Final = 2.0
 A kept-alive connection that dies this soon after it was used again was dead before: the request
 is sent once more. Later, the server was at work, and sending again would pay twice.
 """
-
-REQUEST_LINE: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/1\.1")
-OURS: Final = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"))
-METHODS_WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH"))  # say so even of an empty one (RFC 9110 §8.6)
 
 
 class Http1Exchange:
@@ -128,7 +124,7 @@ class Http1Transport(Transport):
             UpstreamError: As the seam has it; also `CALLER` for a method or target that cannot
                 stand in a request line (nothing was sent).
         """
-        head = self._render(request)
+        head = render_head(request, self._host_line)
         if self._closed or 0 < self._max_connections <= self.active:
             raise UpstreamError(FailureKind.LOCAL, "all connections to this provider are in use")
         self.active += 1
@@ -191,19 +187,6 @@ class Http1Transport(Transport):
         else:
             connection.abort()
 
-    def _render(self, request: UpstreamRequest) -> bytes:
-        """Return the request's head; headers that could break out of their line are left away."""
-        line = f"{request.method} {request.target} HTTP/1.1"
-        if REQUEST_LINE.fullmatch(line) is None:
-            raise UpstreamError(
-                FailureKind.CALLER, "the request's path holds characters that a URL cannot", status=400
-            )
-        fields = [b"%b: %b\r\n" % field for field in request.headers if field[0] not in OURS]
-        block = b"".join(fields)
-        if not block.count(b"\n") == block.count(b"\r") == len(fields) or b"\0" in block:
-            block = _clean(request.headers)
-        return b"%b\r\n%b%b%b\r\n" % (line.encode("ascii"), self._host_line, block, _framing(request))
-
 
 async def _converse(
     connection: Connection, request: UpstreamRequest, head: bytes, until: float
@@ -232,24 +215,4 @@ def _was_stale(connection: Connection, error: UpstreamError) -> bool:
         and connection.reused
         and silent_seconds is not None
         and silent_seconds < STALE_SECONDS
-    )
-
-
-def _framing(request: UpstreamRequest) -> bytes:
-    """Return the header that says where the body ends (RFC 9112 §6), if one is needed."""
-    if not isinstance(request.body, bytes):
-        if request.body_length is None:
-            return b"transfer-encoding: chunked\r\n"
-        return b"content-length: %d\r\n" % request.body_length
-    if request.body or request.method in METHODS_WITH_BODY:
-        return b"content-length: %d\r\n" % len(request.body)
-    return b""
-
-
-def _clean(headers: Headers) -> bytes:
-    """Write *headers* without those that hold CR, LF or NUL (RFC 9110 §5.5)."""
-    return b"".join(
-        b"%b: %b\r\n" % (name, value)
-        for name, value in headers
-        if name not in OURS and not any(byte in b"\r\n\0" for byte in name + value)
     )
