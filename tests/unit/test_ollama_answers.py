@@ -138,6 +138,42 @@ def test_a_body_without_end_is_given_up() -> None:
     assert (decoder.failure.kind, decoder.close()) == (FailureKind.PROTOCOL, b"")
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_arguments_nested_deeply_are_told_or_a_failure(stream: bool) -> None:
+    deep = b'{"a":[' * 500 + b"]}" * 500
+    call = b'{"function":{"name":"f","arguments":%b}}' % deep
+    native = b'{"message":{"tool_calls":[%b]},"done":true}\n' % call
+
+    decoder, output = decoded({"stream": stream, "tools": TOOLS}, native)
+
+    assert decoder.complete != (decoder.failure is not None)
+    assert decoder.complete == (b"tool_calls" in output)
+
+
+@pytest.mark.parametrize("message", [None, 7, [], {"content": 7, "thinking": [], "tool_calls": {}}])
+def test_a_line_whose_message_is_none_says_nothing(message: object) -> None:
+    told = chunks({"tools": TOOLS}, {"message": message, "done": False}, says(content="Hi"), END)
+
+    assert [choice["delta"] for choice in told[1:]] == [{"content": "Hi"}, {}]
+
+
+def test_a_last_line_needs_no_newline() -> None:
+    whole_stream = ndjson([says(content="Hi"), END])
+
+    decoder, output = decoded({"stream": True}, whole_stream.removesuffix(b"\n"))
+
+    assert decoder.complete
+    assert output == decoded({"stream": True}, whole_stream)[1]
+
+
+def test_half_a_character_is_a_token_without_bytes() -> None:
+    native = {**END, "message": {"content": "Hi"}, "logprobs": [{"token": "\ud83d", "logprob": -1}]}
+
+    answer = whole({"logprobs": True}, native)
+
+    assert answer["choices"][0]["logprobs"]["content"][0]["bytes"] is None
+
+
 def test_what_follows_the_end_is_not_looked_at() -> None:
     good = ndjson([says(content="Hi"), END])
 

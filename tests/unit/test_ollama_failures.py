@@ -129,6 +129,14 @@ def test_the_words_are_found_wherever_they_are(status: int, body: bytes, kind: s
     assert (error.kind, error.message) == (kind, message)
 
 
+def test_words_wrapped_again_and_again_are_left_in_their_last_wrapping() -> None:
+    words = "m"
+    for _ in range(6):
+        words = json.dumps({"error": words})
+
+    assert failed(500, words.encode()).message == json.dumps({"error": json.dumps({"error": "m"})})
+
+
 def test_long_words_are_cut() -> None:
     assert len(failed(500, "x" * 5000).message) == 500
 

@@ -28,6 +28,14 @@ def image(url: object) -> Json:
     return part(type="image_url", image_url={"url": url})
 
 
+def called(calls: object) -> Json:
+    return chat(messages=[*USER, {"role": "assistant", "tool_calls": calls}])
+
+
+def schema_tool(parameters: object) -> Json:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
 def answers(**fields: Any) -> Json:
     return {"model": "o4-mini", "input": "x", **fields}
 
@@ -121,6 +129,59 @@ def test_what_ollama_cannot_do_goes_to_the_next_provider(
             id="choice of an unknown tool",
         ),
         pytest.param(CHAT, chat(functions=[{}]), "invalid_type", "functions", id="nameless function"),
+        pytest.param(
+            CHAT, chat(messages=[{"role": "user", "content": 7}]), "invalid_type", "messages", id="content"
+        ),
+        pytest.param(CHAT, image(7), "invalid_type", "messages", id="URL no string"),
+        pytest.param(CHAT, part(type="input_audio"), "invalid_type", "messages", id="no audio"),
+        pytest.param(
+            CHAT,
+            part(type="input_audio", input_audio={"data": "#"}),
+            "invalid_value",
+            "messages",
+            id="bad audio",
+        ),
+        pytest.param(CHAT, called(7), "invalid_type", "messages", id="calls no list"),
+        pytest.param(CHAT, called([7]), "invalid_type", "messages", id="call no object"),
+        pytest.param(CHAT, called([{"function": {}}]), "invalid_type", "messages", id="call of nothing"),
+        pytest.param(
+            CHAT, chat(response_format="json"), "invalid_type", "response_format", id="format no object"
+        ),
+        pytest.param(
+            CHAT,
+            chat(response_format={"type": "json_schema", "json_schema": {"schema": []}}),
+            "invalid_type",
+            "response_format",
+            id="schema no object",
+        ),
+        pytest.param(
+            CHAT, chat(reasoning_effort=1), "invalid_type", "reasoning_effort", id="effort no string"
+        ),
+        pytest.param(CHAT, chat(reasoning={"effort": 1}), "invalid_type", "reasoning", id="nested effort"),
+        pytest.param(CHAT, chat(reasoning="low"), "invalid_type", "reasoning", id="reasoning no object"),
+        pytest.param(CHAT, chat(logprobs=1), "invalid_type", "logprobs", id="logprobs no boolean"),
+        pytest.param(CHAT, chat(modalities="text"), "invalid_type", "modalities", id="modalities no list"),
+        pytest.param(CHAT, chat(tools=[{}]), "invalid_type", "tools", id="tool of no type"),
+        pytest.param(
+            CHAT, chat(tools=[schema_tool("x")]), "invalid_type", "tools", id="parameters no object"
+        ),
+        pytest.param(
+            CHAT,
+            chat(tools=[TOOL], tool_choice={"type": "function"}),
+            "invalid_type",
+            "tool_choice",
+            id="nameless choice",
+        ),
+        pytest.param(
+            CHAT,
+            chat(tools=[TOOL], tool_choice={"type": "allowed_tools", "allowed_tools": 7}),
+            "invalid_type",
+            "tool_choice",
+            id="allowed tools no object",
+        ),
+        pytest.param(COMPLETIONS, {"prompt": []}, "invalid_value", "prompt", id="no prompts"),
+        pytest.param(COMPLETIONS, {"prompt": 7}, "invalid_type", "prompt", id="prompt no string"),
+        pytest.param(EMBEDDINGS, {"input": 7}, "invalid_type", "input", id="input no string"),
         pytest.param(COMPLETIONS, {"prompt": ""}, "invalid_value", "prompt", id="empty prompt"),
         pytest.param(COMPLETIONS, {}, "invalid_value", "prompt", id="no prompt"),
         pytest.param(
@@ -320,6 +381,13 @@ def test_a_legacy_completion_asks_for_no_thoughts(
     assert json.loads(sent.body).get("think") == think
 
 
+def test_a_legacy_completion_carries_its_suffix() -> None:
+    body = encoded({"prompt": "a", "suffix": "b", "logprobs": 0, "max_tokens": 4}, COMPLETIONS)
+
+    assert (body["suffix"], body["logprobs"], body["options"]) == ("b", True, {"num_predict": 4})
+    assert "top_logprobs" not in body
+
+
 @pytest.mark.parametrize(
     ("payload", "endpoint", "param"),
     [
@@ -379,6 +447,33 @@ def test_calls_and_texts_of_one_turn_become_one_assistant_message() -> None:
         },
         {"role": "tool", "content": "ok", "tool_name": "b", "tool_call_id": "2"},
     ]
+
+
+def test_thoughts_without_a_turn_of_the_model_after_them_are_dropped() -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+    items = [thought, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+    messages = encoded(answers(input=items), RESPONSES)["messages"]
+
+    assert messages == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def test_effort_may_be_nested_as_in_the_responses_api() -> None:
+    assert encoded(chat(reasoning={"effort": "low"}))["think"] == "low"
+
+
+@pytest.mark.parametrize(
+    ("options", "native"),
+    [
+        pytest.param({"seed": -1}, {"seed": 2**31 - 1}, id="a negative seed"),
+        pytest.param({"max_tokens": 10**12}, {"num_predict": 2**31 - 1}, id="a bound beyond 31 bits"),
+        pytest.param({"max_tokens": 8.0}, {"num_predict": 8}, id="a whole number as a float"),
+        pytest.param({"stop": ["", "a"]}, {"stop": ["a"]}, id="empty stops"),
+        pytest.param({"stop": [""], "seed": None}, None, id="nothing left"),
+    ],
+)
+def test_options_stay_in_the_range_that_ollama_means(options: Json, native: object) -> None:
+    assert encoded(chat(**options)).get("options") == native
 
 
 @pytest.mark.parametrize(

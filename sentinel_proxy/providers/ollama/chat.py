@@ -10,11 +10,9 @@ from typing import Any
 
 from sentinel_proxy.providers.ollama import failures
 from sentinel_proxy.providers.ollama.envelope import (
-    DONE,
     FINGERPRINT,
     Native,
     read_usage,
-    sse,
     usage_body,
 )
 from sentinel_proxy.providers.ollama.replies import Asked, BodyDecoder, StreamDecoder, require_done
@@ -27,6 +25,7 @@ from sentinel_proxy.providers.ollama.turns import (
     finish_reason,
     logprob_entries,
 )
+from sentinel_proxy.wire.openai import DONE, event
 
 
 class ChatDecoder(BodyDecoder):
@@ -89,7 +88,7 @@ class ChatStreamDecoder(StreamDecoder):
         called = _called(self._rules) if self._turn.called else None
         yield self._chunk({}, finish_reason(native, called))
         if self._counts and self.usage is not None:
-            yield sse(self._head() | {"choices": [], "usage": usage_body(self.usage)})
+            yield event(self._head() | {"choices": [], "usage": usage_body(self.usage)})
         yield DONE
 
     def _deltas(self, said: Said) -> Iterator[dict[str, Any]]:
@@ -120,7 +119,7 @@ class ChatStreamDecoder(StreamDecoder):
         if logprobs is not None:
             choice["logprobs"] = logprobs
         chunk = self._head() | {"choices": [choice]}
-        return sse(chunk | {"usage": None} if self._counts else chunk)
+        return event(chunk | {"usage": None} if self._counts else chunk)
 
 
 def _wants_logprobs(asked: Asked) -> bool:

@@ -10,16 +10,15 @@ from typing import Any
 
 from sentinel_proxy.providers.ollama import failures
 from sentinel_proxy.providers.ollama.envelope import (
-    DONE,
     FINGERPRINT,
     Native,
     read_usage,
-    sse,
     usage_body,
 )
 from sentinel_proxy.providers.ollama.replies import Asked, BodyDecoder, StreamDecoder, require_done
 from sentinel_proxy.providers.ollama.requests import completion_prompt, stream_usage
 from sentinel_proxy.providers.ollama.turns import finish_reason, logprob_entries
+from sentinel_proxy.wire.openai import DONE, event
 
 
 class CompletionDecoder(BodyDecoder):
@@ -70,14 +69,14 @@ class CompletionStreamDecoder(StreamDecoder):
     def end(self, native: Native) -> Iterator[bytes]:
         yield self._chunk("", reason=finish_reason(native))
         if self._counts and self.usage is not None:
-            yield sse(_head(self) | {"choices": [], "usage": usage_body(self.usage)})
+            yield event(_head(self) | {"choices": [], "usage": usage_body(self.usage)})
         yield DONE
 
     def _chunk(
         self, text: str, logprobs: Mapping[str, Any] | None = None, reason: str | None = None
     ) -> bytes:
         chunk = _head(self) | {"choices": [_choice(text, logprobs, reason)]}
-        return sse(chunk | {"usage": None} if self._counts else chunk)
+        return event(chunk | {"usage": None} if self._counts else chunk)
 
 
 class _LegacyLogprobs:

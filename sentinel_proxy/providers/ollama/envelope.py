@@ -1,24 +1,15 @@
-"""
-What chat and legacy completions have in common around the answer: time, counts, events.
-"""
+"""What chat and legacy completions have in common around the answer: time and counts."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from sentinel_proxy.model import Usage
-from sentinel_proxy.wire.json import dumps
 
 Native = Mapping[str, Any]
 """A JSON object as Ollama sent it."""
 
 FINGERPRINT: Final = "fp_ollama"
-DONE: Final = b"data: [DONE]\n\n"
-
-
-def sse(event: Mapping[str, Any]) -> bytes:
-    """Return *event* as a server-sent event without a name."""
-    return b"data: %b\n\n" % dumps(event)
 
 
 def read_usage(native: Native) -> Usage:

@@ -89,6 +89,7 @@ class ResponseStreamDecoder(StreamDecoder):
 
 
 def _turn(asked: Asked) -> TurnReader:
+    """Calls are left out only where the caller said so: an agent may replay calls without their tools."""
     payload = asked.call.payload
     rules = CallRules(
         wanted=payload.get("tool_choice") != "none",

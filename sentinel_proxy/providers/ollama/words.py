@@ -14,39 +14,30 @@ from sentinel_proxy.wire.json import loads
 MAX_MESSAGE_CHARS: Final = 500
 
 
-def message_in(error: object) -> str:
+def message_in(error: object, wrappings: int = 3) -> str:
     """
-    Find the words for people in an error body.
+    Find the words for people in an error body; "" if there are none.
 
-    An error's text may itself be a JSON document of the runner, twice over; and one version used
-    the text as the only key.
+    Args:
+        wrappings: How many objects around the words are opened; what is wrapped deeper is
+            shown as it is.
     """
-    for _ in range(3):
-        if isinstance(error, Mapping):
-            error = _inner(error)
-        parsed = _parsed(error)
-        if parsed is None:
-            break
-        error = parsed
-    return error if isinstance(error, str) else ""
+    words = _inner(error) if isinstance(error, Mapping) else error
+    wrapped = words if isinstance(words, Mapping) else _parsed(words)
+    if wrapped is not None and wrappings > 0:
+        return message_in(wrapped, wrappings - 1)
+    return words if isinstance(words, str) else ""
 
 
 def _inner(error: Mapping[str, Any]) -> object:
     for key in ("error", "message"):
-        inner = error.get(key)
-        if isinstance(inner, Mapping):
-            return _inner_object(inner)
-        if isinstance(inner, str) and inner:
-            return inner
+        if error.get(key):
+            return error[key]
     if len(error) == 1:
         (key, value), *_ = error.items()
-        if isinstance(value, str):
+        if isinstance(value, str):  # one version of the server used the words as the key
             return f"{key}: {value}"
     return ""
-
-
-def _inner_object(error: Mapping[str, Any]) -> object:
-    return error.get("message") or error.get("error") or ""
 
 
 def _parsed(text: object) -> Mapping[str, Any] | None:
