@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sentinel_proxy.clock import Clock
+from sentinel_proxy.eligibility import may_go_on, overflowed_tokens, unfit
 from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Emit
 from sentinel_proxy.model import Attempt, Call, Headers, UpstreamRequest, Usage
@@ -232,31 +233,39 @@ class Failover:
             CallerError: The caller named a provider that is not there.
             NoReply: Nobody began to answer before the call's deadline; `call.trail` tells why.
         """
-        chain = self.chain(call)
+        preferred = self._preferred(call)
+        chain = self._strangers_last(preferred, call)
+        if chain[:1] != preferred[:1]:
+            kind = FailureKind.MODEL_NOT_FOUND
+            call.trail.append(Attempt(preferred[0].name, kind.value, kind, sent=False))
         failures: list[Failure] = []
+        overflowed = 0
         for position, upstream in enumerate(chain):
             if self._clock.monotonic() >= call.deadline:
                 raise NoReply(failures, deadline_exceeded=True)
             alone = not self._another(call, chain[position + 1 :])
             try:
+                if (reason := unfit(upstream.provider, call, overflowed)) is not None:
+                    raise self._passed_by(upstream, call, reason)
                 reply = await self._ask(upstream, call, wrap, alone=alone)
             except (UpstreamError, BreakerOpen) as failure:
                 failures.append(failure)
-                if isinstance(failure, UpstreamError) and not failure.consequence.failover:
+                if not may_go_on(call, failure):
                     break
+                overflowed = max(overflowed, overflowed_tokens(upstream.provider, failure))
             else:
-                return self._opened(reply, call, chain)
-        if call.attempts == 0 and (resting := self._resting(call, chain)) is not None:
-            return self._opened(await self._last_resort(resting, call, wrap, failures), call, chain)
+                return self._opened(reply, call, preferred[0])
+        if call.attempts == 0 and (resting := _first_to_rise(chain, failures)) is not None:
+            reply = await self._last_resort(resting, call, wrap, failures)
+            return self._opened(reply, call, preferred[0])
         raise NoReply(failures, deadline_exceeded=self._clock.monotonic() >= call.deadline)
 
     def chain(self, call: Call) -> list[Upstream]:
-        """
-        Return the upstreams to ask for *call*, in order.
+        """Return the upstreams to ask for *call*, in order."""
+        return self._strangers_last(self._preferred(call), call)
 
-        One that said lately that it does not know the model is asked last, not never: if
-        nobody knows it, the caller should hear so from the horse's mouth.
-        """
+    def _preferred(self, call: Call) -> list[Upstream]:
+        """Return the chain that the caller asks for, or else the configured one."""
         chain = list(self.upstreams)
         if names := call.controls.providers:
             by_name = {upstream.name: upstream for upstream in chain}
@@ -266,12 +275,19 @@ class Failover:
                     code="unknown_provider",
                 )
             chain = [by_name[name] for name in dict.fromkeys(names)]
-        if call.controls.no_failover:
-            chain = chain[:1]
-        if any(upstream.knows_missing for upstream in chain):
-            now = self._clock.monotonic()
-            chain.sort(key=lambda upstream: upstream.misses(upstream.provider.model_for(call.model), now))
-        return chain
+        return chain[:1] if call.controls.no_failover else chain
+
+    def _strangers_last(self, chain: list[Upstream], call: Call) -> list[Upstream]:
+        """
+        Move back who said lately that it does not know the model.
+
+        It is asked last, not never: if nobody knows it, the caller should hear so from the
+        horse's mouth.
+        """
+        if not any(upstream.knows_missing for upstream in chain):
+            return chain
+        now = self._clock.monotonic()
+        return sorted(chain, key=lambda each: each.misses(each.provider.model_for(call.model), now))
 
     def _another(self, call: Call, rest: Sequence[Upstream]) -> bool:
         """Whether one of the *rest* of the chain could be asked now."""
@@ -286,19 +302,8 @@ class Failover:
         self, upstream: Upstream, call: Call, wrap: Wrap | None, *, alone: bool, early: bool = False
     ) -> Reply:
         """Give one provider its tries, as many as the retry policy and the deadline allow."""
-        provider = upstream.provider
-        if not provider.serves(call.endpoint):
-            raise self._passed_by(
-                upstream,
-                call,
-                UpstreamError(
-                    FailureKind.UNSUPPORTED,
-                    f"{provider.name} does not serve {call.endpoint.value}",
-                    code="unsupported_by_fallback",
-                ),
-            )
         try:
-            request = provider.encode(call)
+            request = upstream.provider.encode(call)
         except UpstreamError as refused:
             raise self._passed_by(upstream, call, refused) from None
 
@@ -409,16 +414,6 @@ class Failover:
             clock=clock,
         )
 
-    def _resting(self, call: Call, chain: Sequence[Upstream]) -> Upstream | None:
-        """Return the upstream whose rest ends first, or None if no breaker is to blame."""
-        now = self._clock.monotonic()
-        rests = [
-            (upstream.breakers.rest(upstream.provider.model_for(call.model), now), upstream)
-            for upstream in chain
-        ]
-        resting = [(rest, upstream) for rest, upstream in rests if rest > 0]
-        return min(resting, key=lambda pair: pair[0])[1] if resting else None
-
     async def _last_resort(
         self, upstream: Upstream, call: Call, wrap: Wrap | None, failures: list[Failure]
     ) -> Reply:
@@ -437,19 +432,26 @@ class Failover:
             call.trail.append(Attempt(upstream.name, label, failure.kind, sent=False))
         return failure
 
-    def _opened(self, reply: Reply, call: Call, chain: Sequence[Upstream]) -> Reply:
-        source = chain[0]
-        if reply.upstream is not source:
+    def _opened(self, reply: Reply, call: Call, first: Upstream) -> Reply:
+        if reply.upstream is not first:
             reply.failover = True
-            reason = next(
-                (attempt.result for attempt in reversed(call.trail) if attempt.provider == source.name),
-                "unknown",
-            )
-            self._emit(CallFailedOver(call.trace_id, source.name, reply.upstream.name, reason))
+            results = [attempt.result for attempt in call.trail if attempt.provider == first.name]
+            reason = results[-1] if results else "unknown"
+            self._emit(CallFailedOver(call.trace_id, first.name, reply.upstream.name, reason))
         return reply
 
 
 _LIMITED: Final = {FailureKind.THROTTLED, FailureKind.LOCAL}
+
+
+def _first_to_rise(chain: Sequence[Upstream], failures: Sequence[Failure]) -> Upstream | None:
+    """Return the upstream whose rest ends first, or None if no breaker is to blame."""
+    rests = [
+        (failure.retry_after, upstream)
+        for upstream, failure in zip(chain, failures, strict=False)
+        if isinstance(failure, BreakerOpen)
+    ]
+    return min(rests, key=lambda pair: pair[0])[1] if rests else None
 
 
 async def _until_begun(exchange: Exchange, decoder: Decoder, until: float) -> bytes:

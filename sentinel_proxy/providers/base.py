@@ -125,6 +125,10 @@ class Provider(ABC):
         """Whether this provider has anything to answer *endpoint* with."""
         return endpoint is Endpoint.CHAT
 
+    def can_authorize(self, call: Call) -> bool:
+        """Whether *call* has a key for this provider, or needs none; without one it is passed by."""
+        return True
+
     @abstractmethod
     def encode(self, call: Call) -> UpstreamRequest:
         """

@@ -21,7 +21,7 @@ LAYERS = [
     {"api"},
     {"rescue"},
     {"failover", "passthrough", "health"},
-    {"upstream", "log", "incidents", "metrics", "testing"},
+    {"eligibility", "upstream", "log", "incidents", "metrics", "testing"},
     {"providers", "stores"},
     {"resilience", "wire"},
     {"events", "config"},
