@@ -140,6 +140,15 @@ def test_a_catalogue_keeps_what_was_learned_of_its_models_and_forgets_the_others
     assert ollama.facts.about("gone").capabilities is None
 
 
+def test_it_knows_whether_a_model_is_installed_once_it_has_seen_the_list() -> None:
+    ollama = provider(models={"a": "Here", "b": "gone"})
+    before = ollama.offers("a")
+
+    ollama.catalogue(b'{"models":[{"name":"here:latest"}]}')
+
+    assert (before, ollama.offers("a"), ollama.offers("b")) == (None, True, False)
+
+
 def test_it_asks_for_what_it_does_not_know_and_no_more() -> None:
     ollama = provider(models={"a": "one", "b": "two", "*": "one"})
     ollama.catalogue(b'{"models":[{"name":"one","capabilities":["tools"]},{"name":"two"}]}')

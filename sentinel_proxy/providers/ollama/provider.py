@@ -21,7 +21,7 @@ from sentinel_proxy.providers.ollama import failures
 from sentinel_proxy.providers.ollama.chat import ChatDecoder, ChatStreamDecoder
 from sentinel_proxy.providers.ollama.completions import CompletionDecoder, CompletionStreamDecoder
 from sentinel_proxy.providers.ollama.embeddings import EmbeddingDecoder
-from sentinel_proxy.providers.ollama.facts import Facts, parse_version
+from sentinel_proxy.providers.ollama.facts import Facts, normal_name, parse_version
 from sentinel_proxy.providers.ollama.ids import Mint, mint_id
 from sentinel_proxy.providers.ollama.models import model_entries, read_models, read_object
 from sentinel_proxy.providers.ollama.refusals import invalid_value, unsupported
@@ -173,6 +173,11 @@ class OllamaProvider(Provider):
         models = read_models(body)
         self.facts.install(models)
         return model_entries(models)
+
+    def offers(self, model: str) -> bool | None:
+        """Whether the client's *model* leads to one that is installed; None until the list was read."""
+        installed = self.facts.installed
+        return None if installed is None else normal_name(self.model_for(model)) in installed
 
     def questions(self) -> Sequence[tuple[UpstreamRequest, Callable[[bytes], None]]]:
         """
