@@ -14,6 +14,7 @@ a body is uploaded piece by piece.
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Final, cast
@@ -223,7 +224,7 @@ class Connection(asyncio.Protocol):
         """The server has said all it had to say; the loop closes our side in turn."""
         self._retire()
         if self.busy and not self.over:
-            self._broken(clean=True)
+            self._broken(clean=self._said_farewell())
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost_already = True
@@ -310,6 +311,20 @@ class Connection(asyncio.Protocol):
             self._wake()
         else:
             self._fail(FailureKind.TRUNCATED, "the connection ended before the answer did")
+
+    def _said_farewell(self) -> bool:
+        """
+        Whether the end just seen was the server's word: over TLS a FIN alone may be anybody's.
+
+        asyncio reports either alike, but a TLS engine that had a close_notify reads as empty.
+        """
+        tls = self._transport.get_extra_info("ssl_object")
+        if tls is None:
+            return True
+        try:
+            return bool(tls.read(1) == b"")
+        except ssl.SSLError:
+            return False
 
     def _until_close(self) -> bool:
         """Whether the end of the connection is what ends the body (RFC 9112 §6.3, rule 8)."""

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -488,22 +489,32 @@ async def test_an_answer_that_comes_while_the_caller_still_has_nothing_to_send_i
 
 
 @HTTP1
-async def test_an_answer_is_found_even_where_our_write_was_what_failed(
-    transport: AnyTransport, up: FaultyUpstream
-) -> None:
-    blocked = threading.Event()
+async def test_an_answer_is_found_even_where_our_write_was_what_failed(make: Make) -> None:
+    gone = threading.Event()
+
+    def refuse(listener: socket.socket) -> None:
+        """Answer on the head alone and reset, in a thread, because our loop is kept busy meanwhile."""
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(1 << 16)
+            peer.sendall(bytes_of(answer(413, "too large")))
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.set()
 
     async def body() -> AsyncIterator[bytes]:
         yield b"first"
-        while not up.requests:  # noqa: ASYNC110 - the server shares our loop
-            await asyncio.sleep(0)
-        blocked.wait(0.001)
-        while True:
-            yield bytes(1 << 16)
+        await asyncio.sleep(0.01)
+        gone.wait(5)  # the loop sees neither the answer nor the reset before our next write
+        yield b"second"
+        await asyncio.Event().wait()
 
-    up.plays([Unread(), *answer(413, "too large"), Reset()])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=refuse, args=(listener,))
+        server.start()
+        transport = make(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
-    assert await fetch(transport, UpstreamRequest("POST", "/", (), body())) == (413, b"too large")
+        assert await fetch(transport, UpstreamRequest("POST", "/", (), body())) == (413, b"too large")
+        server.join()
 
 
 # -- failures --------------------------------------------------------------------------------
@@ -711,6 +722,38 @@ async def test_an_answer_over_tls_that_ends_without_a_farewell_is_truncated(make
 
         await exchange.read(soon())
         assert await failure_of(exchange.read(soon())) is FailureKind.TRUNCATED
+        exchange.close()
+
+
+@pytest.mark.parametrize(
+    ("polite", "failure"), [(True, None), (False, FailureKind.TRUNCATED)], ids=["notify", "fin"]
+)
+@HTTP1
+async def test_over_tls_only_a_farewell_ends_a_body_without_length(
+    make: Make, polite: bool, failure: FailureKind | None
+) -> None:
+    authority = trustme.CA()
+    async with FaultyUpstream(ssl=server_tls(authority)) as up:
+
+        def act(_: Received) -> Iterator[Step]:
+            yield from raw("HTTP/1.1 200 OK", "x: y", body=b"abc")
+            yield Pause(0.01)
+            if polite:
+                yield Close()
+            for connection in up._open:  # a FIN that the TLS layer knows nothing of
+                fd = os.dup(connection._transport.get_extra_info("socket").fileno())
+                with socket.socket(fileno=fd) as sock:
+                    sock.shutdown(socket.SHUT_WR)
+            yield Hang()
+
+        up.plays(act)
+        exchange = await begin(make(up.url, ssl_context=client_tls(authority)))
+
+        assert await exchange.read(soon()) == b"abc"
+        if failure is None:
+            assert await exchange.read(soon()) == b""
+        else:
+            assert await failure_of(exchange.read(soon())) is failure
         exchange.close()
 
 
