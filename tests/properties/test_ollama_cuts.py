@@ -29,7 +29,7 @@ SERVED = [Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.RES
 TOOLS = [{"type": "function", "name": name, "function": {"name": name}} for name in ("f", "g")]
 
 # The machine may be busy: how long one example takes says nothing.
-patient = settings(deadline=None)
+patient = settings(deadline=None, max_examples=60)
 
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.recursive(
