@@ -3,8 +3,9 @@ A clock that moves by hand and an upstream that fails on cue.
 
 Public: our tests, the demo, the drill and provider plugins all act out failures with these.
 `FaultyUpstream` plays *scripts*, lists of small steps; the builders here make whole scripts,
-right ones (`answer`, `stream`, the dialects) and, with `cut`, broken ones. Nothing here judges
-the proxy, and nothing in the proxy's core may import it.
+right ones (`answer`, `stream`, the dialects) and, with `cut`, broken ones. `SimulatedOpenAI` and
+`SimulatedOllama` are whole providers: they answer what they are asked, and fail when told to.
+Nothing here judges the proxy, and nothing in the proxy's core may import it.
 """
 
 from sentinel_proxy.testing.clock import FakeClock
@@ -24,6 +25,7 @@ from sentinel_proxy.testing.openai import (
     openai_chunks,
     openai_completion,
     openai_error,
+    openai_model,
     openai_models,
     openai_stream,
     sse,
@@ -40,12 +42,14 @@ from sentinel_proxy.testing.scripts import (
     Script,
     Send,
     Step,
+    ToolCall,
     Unread,
     answer,
     cut,
     json_answer,
     stream,
 )
+from sentinel_proxy.testing.simulated import Outage, Simulated, SimulatedOllama, SimulatedOpenAI
 from sentinel_proxy.testing.upstream import HOST, Act, FaultyUpstream, Received
 
 __all__ = [
@@ -60,12 +64,17 @@ __all__ = [
     "Framing",
     "HalfClose",
     "Hang",
+    "Outage",
     "Pause",
     "Received",
     "Reset",
     "Script",
     "Send",
+    "Simulated",
+    "SimulatedOllama",
+    "SimulatedOpenAI",
     "Step",
+    "ToolCall",
     "Unread",
     "answer",
     "cut",
@@ -81,6 +90,7 @@ __all__ = [
     "openai_chunks",
     "openai_completion",
     "openai_error",
+    "openai_model",
     "openai_models",
     "openai_stream",
     "sse",

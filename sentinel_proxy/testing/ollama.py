@@ -1,10 +1,10 @@
 """Scripts in the dialect of Ollama: what its native API answers, line by line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sentinel_proxy.model import Usage
-from sentinel_proxy.testing.scripts import DEFAULT_USAGE, Script, json_answer, stream
+from sentinel_proxy.testing.scripts import DEFAULT_USAGE, Script, ToolCall, json_answer, stream
 from sentinel_proxy.wire import json
 
 CREATED_AT: Final = "2026-03-01T10:00:00.123456789Z"
@@ -17,10 +17,14 @@ def ollama_lines(
     usage: Usage = DEFAULT_USAGE,
     thinking: Iterable[str] = (),
     done_reason: str | None = "stop",
+    tool_calls: Sequence[ToolCall] = (),
 ) -> list[bytes]:
     """Return the NDJSON lines of `/api/chat`; `done_reason=None` leaves the last one away."""
-    messages = [{"role": "assistant", "content": "", "thinking": thought} for thought in thinking]
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "", "thinking": thought} for thought in thinking
+    ]
     messages += [{"role": "assistant", "content": token} for token in tokens]
+    messages += [{"role": "assistant", "content": "", **_tool_calls([call])} for call in tool_calls]
     lines = [_ollama_line(model, message) for message in messages]
     if done_reason is not None:
         lines.append(_ollama_line(model, {"role": "assistant", "content": ""}, usage, done_reason))
@@ -34,10 +38,18 @@ def ollama_stream(
     usage: Usage = DEFAULT_USAGE,
     thinking: Iterable[str] = (),
     done_reason: str | None = "stop",
+    tool_calls: Sequence[ToolCall] = (),
     pause: float = 0.0,
 ) -> Script:
     """Build a streamed answer of `/api/chat`; the arguments are those of `ollama_lines`."""
-    lines = ollama_lines(tokens, model=model, usage=usage, thinking=thinking, done_reason=done_reason)
+    lines = ollama_lines(
+        tokens,
+        model=model,
+        usage=usage,
+        thinking=thinking,
+        done_reason=done_reason,
+        tool_calls=tool_calls,
+    )
     return stream(lines, headers={"content-type": "application/x-ndjson"}, pause=pause)
 
 
@@ -47,9 +59,11 @@ def ollama_completion(
     model: str = "llama3.2",
     usage: Usage = DEFAULT_USAGE,
     done_reason: str = "stop",
+    tool_calls: Sequence[ToolCall] = (),
 ) -> Script:
     """Build the answer of `/api/chat` to a call that does not stream."""
-    return json_answer(200, _ollama_line(model, {"role": "assistant", "content": text}, usage, done_reason))
+    message = {"role": "assistant", "content": text, **_tool_calls(tool_calls)}
+    return json_answer(200, _ollama_line(model, message, usage, done_reason))
 
 
 def ollama_error(status: int, message: str = "the scripted error") -> Script:
@@ -96,8 +110,13 @@ def _ollama_model(name: str) -> dict[str, Any]:
     return {"name": full, "model": full, "size": 2_019_393_189, "digest": "a80c4f17acd5", "details": _DETAILS}
 
 
+def _tool_calls(calls: Sequence[ToolCall]) -> dict[str, Any]:
+    native = [{"function": {"name": call.name, "arguments": dict(call.arguments)}} for call in calls]
+    return {"tool_calls": native} if calls else {}
+
+
 def _ollama_line(
-    model: str, message: Mapping[str, str], usage: Usage = DEFAULT_USAGE, done_reason: str | None = None
+    model: str, message: Mapping[str, Any], usage: Usage = DEFAULT_USAGE, done_reason: str | None = None
 ) -> dict[str, Any]:
     line: dict[str, Any] = {
         "model": model,

@@ -1,11 +1,11 @@
 """Scripts in the dialect of OpenAI: what its API answers, event by event."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sentinel_proxy.model import Usage
-from sentinel_proxy.testing.scripts import DEFAULT_USAGE, Framing, Script, json_answer, stream
+from sentinel_proxy.testing.scripts import DEFAULT_USAGE, Framing, Script, ToolCall, json_answer, stream
 from sentinel_proxy.wire import json
 
 CREATED: Final = 1_772_359_200
@@ -38,11 +38,19 @@ def openai_completion(
     model: str = "gpt-4o-mini",
     usage: Usage = DEFAULT_USAGE,
     finish_reason: str = "stop",
+    tool_calls: Sequence[ToolCall] = (),
     headers: Mapping[str, str] | None = None,
     framing: Framing = "length",
 ) -> Script:
-    """Build a complete `chat.completion` with one choice."""
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+    """Build a complete `chat.completion` with one choice; without *text* its content is null."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": text or None if tool_calls else text,
+        "refusal": None,
+        "annotations": [],
+    }
+    if tool_calls:
+        message["tool_calls"] = [_tool_call(call, json.dumps(call.arguments).decode()) for call in tool_calls]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
     body = _Chat(model, "chat.completion").json(
         [choice], usage=_usage(usage), system_fingerprint="fp_scripted"
@@ -58,6 +66,7 @@ def openai_chunks(
     finish_reason: str | None = "stop",
     done: bool = True,
     role: bool = True,
+    tool_calls: Sequence[ToolCall] = (),
 ) -> list[bytes]:
     """
     Return the SSE events of a streamed chat answer, one `bytes` an event.
@@ -67,9 +76,11 @@ def openai_chunks(
         finish_reason: None leaves the finishing event away: the stream is truncated.
         done: Whether `[DONE]` comes at the end.
         role: Whether the first delta carries the role alone, as OpenAI sends it.
+        tool_calls: Come after the tokens: each its name first, then its arguments in two pieces.
     """
     chat = _Chat(model, "chat.completion.chunk", extra={} if usage is None else {"usage": None})
-    deltas: list[tuple[dict[str, str], str | None]] = [({"content": token}, None) for token in tokens]
+    deltas: list[tuple[dict[str, Any], str | None]] = [({"content": token}, None) for token in tokens]
+    deltas += [({"tool_calls": [piece]}, None) for piece in _pieces(tool_calls)]
     if role:
         deltas.insert(0, ({"role": "assistant", "content": ""}, None))
     if finish_reason is not None:
@@ -91,13 +102,20 @@ def openai_stream(
     finish_reason: str | None = "stop",
     done: bool = True,
     role: bool = True,
+    tool_calls: Sequence[ToolCall] = (),
     pause: float = 0.0,
     headers: Mapping[str, str] | None = None,
     framing: Framing = "chunked",
 ) -> Script:
     """Build a streamed chat answer; the arguments are those of `openai_chunks` and `stream`."""
     events = openai_chunks(
-        tokens, model=model, usage=usage, finish_reason=finish_reason, done=done, role=role
+        tokens,
+        model=model,
+        usage=usage,
+        finish_reason=finish_reason,
+        done=done,
+        role=role,
+        tool_calls=tool_calls,
     )
     return sse_stream(events, pause=pause, headers=_openai_headers(headers), framing=framing)
 
@@ -119,8 +137,12 @@ def openai_error(
 
 def openai_models(*ids: str) -> Script:
     """Build the answer to `GET /v1/models`."""
-    data = [{"id": id, "object": "model", "created": CREATED, "owned_by": "system"} for id in ids]
-    return json_answer(200, {"object": "list", "data": data}, _openai_headers(None))
+    return json_answer(200, {"object": "list", "data": [*map(_model, ids)]}, _openai_headers(None))
+
+
+def openai_model(id: str) -> Script:
+    """Build the answer to `GET /v1/models/{id}`."""
+    return json_answer(200, _model(id), _openai_headers(None))
 
 
 def sse(payload: Any) -> bytes:
@@ -143,6 +165,23 @@ def sse_stream(
 
 def _openai_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     return {"x-request-id": "req_scripted", "openai-processing-ms": "5", **(headers or {})}
+
+
+def _model(id: str) -> dict[str, Any]:
+    return {"id": id, "object": "model", "created": CREATED, "owned_by": "system"}
+
+
+def _tool_call(call: ToolCall, arguments: str) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _pieces(calls: Sequence[ToolCall]) -> Iterator[dict[str, Any]]:
+    for index, call in enumerate(calls):
+        arguments = json.dumps(call.arguments).decode()
+        middle = len(arguments) // 2
+        yield {"index": index, **_tool_call(call, "")}
+        for piece in (arguments[:middle], arguments[middle:]):
+            yield {"index": index, "function": {"arguments": piece}}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -62,6 +62,15 @@ class Unread:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, as an answer asks for it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = "call_Scripted1"  # OpenAI's; Ollama's own API has none
+
+
 Step = Send | Pause | Hang | Close | HalfClose | Reset | Unread
 Script = Sequence[Step]
 
