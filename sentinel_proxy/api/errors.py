@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from sentinel_proxy.api import headers
 from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.model import Call, Header
 from sentinel_proxy.wire.json import dumps
@@ -87,6 +88,13 @@ def answer(
 def of_caller(error: CallerError) -> ErrorAnswer:
     """The caller's own mistake, found by us."""
     return answer(error.status, error.message, code=error.code, param=error.param, retry=False)
+
+
+def of_late_body() -> ErrorAnswer:
+    """The request's body did not arrive in time (RFC 9110 §15.5.9: the connection is given up)."""
+    late = answer(408, "the request body did not arrive in time", code="request_timeout")
+    late.headers.append((b"connection", b"close"))
+    return late
 
 
 def of_no_reply(error: NoReply, call: Call) -> ErrorAnswer:
@@ -234,7 +242,7 @@ _RULES: Final[tuple[Callable[[News], ErrorAnswer | None], ...]] = (
 
 def _relayed(failure: UpstreamError) -> ErrorAnswer:
     """An upstream's refusal: its own bytes if they are OpenAI's shape, else its words in our envelope."""
-    status = failure.status or 400
+    status = _status_for_caller(failure)
     plain = answer(
         status,
         failure.message,
@@ -245,4 +253,14 @@ def _relayed(failure: UpstreamError) -> ErrorAnswer:
         retry=status in (408, 409),
         retry_after=failure.retry_after,
     )
-    return plain if failure.body is None else replace(plain, body=failure.body)
+    told = [*plain.headers, *headers.relayed(failure.headers)]
+    return replace(plain, headers=told, body=failure.body if failure.body is not None else plain.body)
+
+
+def _status_for_caller(failure: UpstreamError) -> int:
+    """Return what a refusal is to the caller; Ollama reports many of them as 500."""
+    if failure.kind is FailureKind.MODEL_NOT_FOUND:
+        return 404
+    if failure.status is not None and 400 <= failure.status < 500:
+        return failure.status
+    return 400

@@ -69,8 +69,10 @@ class ChatStreamDecoder(StreamDecoder):
         self._counts = stream_usage(asked.call)
         self._probable = _wants_logprobs(asked)
         self._calls = 0
+        self.said: list[str] = []
 
     def begin(self) -> Iterator[bytes]:
+        self.opened_as = (self.identity.id, self.identity.created)
         yield self._chunk({"role": "assistant", "content": ""})
 
     def say(self, native: Native) -> Iterator[bytes]:
@@ -95,7 +97,10 @@ class ChatStreamDecoder(StreamDecoder):
         if said.thinking:
             yield _thoughts(said.thinking)
         if said.text:
+            self.said.append(said.text)
             yield {"content": said.text}
+        if said.calls or self._probable:
+            self.plain = False
         for call in said.calls:
             if self._rules.legacy:
                 yield {"function_call": _function(call)}

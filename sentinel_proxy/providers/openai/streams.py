@@ -47,6 +47,11 @@ SAYINGS: Final = (
 )
 """The keys of a delta, or of a message, that mean something to the caller; `role` alone does not."""
 
+_NOT_TEXT: Final = tuple(key for key in SAYINGS if key != "content" and not key.startswith("reasoning"))
+
+MAX_PIECES: Final = 256
+"""So many pieces of text are joined into one: a short string costs more than what is in it."""
+
 _PINGS: Final = frozenset((b"ping", b"heartbeat", b"keepalive", b"keep-alive"))
 
 
@@ -168,6 +173,7 @@ class ChunkDecoder(EventDecoder):
         expected = call.payload.get("n")
         self._expected = expected if isinstance(expected, int) and expected > 0 else 1
         self._silent = silent_finishes(call)
+        self.said: list[str] = []
         self._seen: set[Any] = set()
         self._finished: set[Any] = set()
 
@@ -185,7 +191,11 @@ class ChunkDecoder(EventDecoder):
                 return self._fail_with(self._failures.in_band(self._call, event))
             for choice in choices or ():
                 delta = choice.get("delta")
-                if (delta and (delta.get("content") or says(delta))) or choice.get("text"):
+                if delta and (delta.get("content") or says(delta)):
+                    self._keep(delta, choice)
+                    self.progress += 1
+                    self.began = True
+                elif choice.get("text"):
                     self.progress += 1
                     self.began = True
                 index = choice.get("index", 0)
@@ -198,9 +208,20 @@ class ChunkDecoder(EventDecoder):
                 self.usage = usage_of(usage)
             if self.model is None:
                 self.model = text_of(event.get("model"))
+            if self.opened_as is None and (id := event.get("id")):
+                self.opened_as = (id, event.get("created") or 0)
         except (AttributeError, TypeError):
             return self._malformed()
         return True
+
+    def _keep(self, delta: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
+        """Keep the text that was said, and note whether anything but text was: a rescue will ask."""
+        if content := delta.get("content"):
+            self.said.append(content)
+            if len(self.said) > MAX_PIECES:
+                self.said = ["".join(self.said)]
+        if self.plain and (choice.get("index") or choice.get("logprobs") or not _is_text(delta)):
+            self.plain = False
 
     def _finish(self, index: Any, reason: Any, choice: Mapping[str, Any]) -> bool:
         """Note that a choice has ended; return whether it ended well."""
@@ -325,6 +346,11 @@ def _is_comment(frame: sse.Frame) -> bool:
 def says(said: Mapping[str, Any] | None) -> bool:
     """Whether a delta or a message means something to the caller."""
     return said is not None and any(said.get(key) for key in SAYINGS)
+
+
+def _is_text(delta: Mapping[str, Any]) -> bool:
+    """Whether a delta that says something is text, or reasoning, and nothing besides."""
+    return (len(delta) == 1 and "content" in delta) or not any(delta.get(key) for key in _NOT_TEXT)
 
 
 def silent_finishes(call: Call) -> frozenset[str]:
