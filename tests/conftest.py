@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import httpx
+import hypothesis
 import pytest
 from harness import Harness, Start
 
@@ -12,6 +13,11 @@ from sentinel_proxy.config import Config
 from sentinel_proxy.events import Bus, Event
 from sentinel_proxy.server import running
 from sentinel_proxy.testing import FaultyUpstream
+
+
+# Machines are shared and slow at times: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture
