@@ -50,33 +50,44 @@ def step(kind: str) -> bytes:
 oddities = st.sampled_from(
     [b"data: ", b": c", b"event: error\ndata: {}", b"event: ping", b"id: 1\ndata: {}", b"error: {}", b""]
 ) | values.map(line)
+stop, done = chunk({}, "stop"), b"data: [DONE]"
 chunks = st.sampled_from(
+    [chunk({"role": "assistant"}), chunk({"content": "a"}), chunk({"content": "b"}), b": c"]
+)
+last_chunks = st.sampled_from(
     [
-        *(chunk({"role": "assistant"}), chunk(None), chunk({"content": "a"}), chunk({"content": "b"})),
-        *(chunk({"tool_calls": [{}]}, index=1), chunk({}, "stop"), chunk({}, "stop", 1), chunk({}, "length")),
-        b"data: [DONE]",
+        *([stop, done], [stop], [done], [done, done], [stop, done, chunk({"content": "a"})], []),
+        *([chunk({}, "length")], [chunk({"tool_calls": [{}]}, index=1), stop], [chunk({}, "error"), done]),
     ]
 )
 steps = st.sampled_from(
+    [step("response.created"), step("response.output_text.delta"), step("response.output_text.done")]
+)
+last_steps = st.sampled_from(
     [
-        *(step("response.created"), step("response.output_text.delta"), step("response.output_text.done")),
-        *(step("response.completed"), step("response.failed"), step("response.incomplete"), step("error")),
+        *([step("response.completed")], [step("response.failed"), done], [step("response.incomplete")]),
+        *([step("error")], [step("response.completed"), done], [done], []),
     ]
 )
-ends = st.sampled_from([*[b"\n\n"] * 12, b"\r\n\r\n", b"\r\r", b"\n"])
+ends = st.sampled_from([b"\n\n", b"\r\n\r\n", b"\r\r"])
 
 
-def streams_of(usual: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Mostly *usual* events, mostly ended well."""
-    events = st.one_of(*[usual] * 12, oddities)
-    return st.lists(st.tuples(events, ends).map(b"".join), max_size=10).map(b"".join)
+def joined(first: list[bytes], odd: bytes | None, last: list[bytes], end: bytes) -> bytes:
+    return b"".join(event + end for event in [*first, *([] if odd is None else [odd]), *last])
+
+
+def streams_of(
+    first: st.SearchStrategy[bytes], last: st.SearchStrategy[list[bytes]]
+) -> st.SearchStrategy[bytes]:
+    """Usual events, perhaps an odd one, and an end of some kind."""
+    return st.builds(joined, st.lists(first, max_size=5), st.none() | oddities, last, ends)
 
 
 completions = st.sampled_from(["a", "", None]).map(
     lambda said: json.dumps({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}).encode()
 )
 soup = st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode())
-bodies = st.one_of(streams_of(chunks), streams_of(steps), completions, soup)
+bodies = st.one_of(streams_of(chunks, last_chunks), streams_of(steps, last_steps), completions, soup)
 
 Answer = tuple[Call, ReplyHead, bytes]
 
@@ -95,12 +106,12 @@ answers: st.SearchStrategy[Answer] = st.one_of(
     st.tuples(
         st.builds(call_of, st.just(Endpoint.CHAT), st.just(True), asked),
         st.sampled_from([b"text/event-stream", b""]).map(head_of),
-        streams_of(chunks),
+        streams_of(chunks, last_chunks),
     ),
     st.tuples(
         st.builds(call_of, st.just(Endpoint.RESPONSES), st.just(True), asked),
         st.just(head_of(b"text/event-stream")),
-        streams_of(steps),
+        streams_of(steps, last_steps),
     ),
     st.tuples(
         st.builds(call_of, st.sampled_from(list(PATHS)), st.booleans(), asked), types.map(head_of), bodies

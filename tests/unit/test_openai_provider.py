@@ -344,6 +344,15 @@ def test_operators_see_whose_key_is_used_and_never_the_key(shown: OpenAIProvider
     assert "sk-own" not in repr(shown) + repr(shown.settings()) + repr(vars(shown)["_failures"])
 
 
+@pytest.mark.parametrize(
+    ("asked", "kind"), [(provider(), K.CREDENTIAL), (passing(), K.CALLER)], ids=["our-own-key", "callers"]
+)
+def test_a_refused_key_is_the_business_of_whose_it_is(asked: OpenAIProvider, kind: FailureKind) -> None:
+    failure = asked.failure(call(), ReplyHead(401, JSON), b'{"error":{"message":"no"}}')
+
+    assert (failure.kind, failure.status, failure.message) == (kind, 401, "no")
+
+
 # --- streams ---
 
 
@@ -535,6 +544,12 @@ def test_an_odd_n_means_one_choice(n: Any) -> None:
 
 def test_a_stop_sequence_may_leave_nothing_to_say() -> None:
     assert kind_of(judged(ROLE, STOP, DONE, of=call(stop=["\n"]))[0]) is None
+
+
+def test_the_end_of_the_body_may_be_what_ends_the_last_event() -> None:
+    decoder, output = judged(HELLO, STOP, b"data: [DONE]\n\r")
+
+    assert (output, decoder.complete) == (HELLO + STOP + DONE, True)
 
 
 def test_legacy_completions_are_judged_by_their_text() -> None:
