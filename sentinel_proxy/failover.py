@@ -15,7 +15,7 @@ from typing import Final
 
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.eligibility import may_go_on, overflowed_tokens, unfit
-from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, NoReply, UpstreamError
+from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Emit
 from sentinel_proxy.model import Attempt, Call, Headers, UpstreamRequest, Usage
 from sentinel_proxy.providers.base import Decoder
@@ -23,7 +23,7 @@ from sentinel_proxy.resilience.deadline import FINISH_GRACE_SECONDS, Patience, p
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.upstream.base import Exchange
-from sentinel_proxy.upstream.upstream import Upstream
+from sentinel_proxy.upstream.upstream import Upstream, preferred
 
 MAX_ERROR_BYTES: Final = 65_536
 """How much of an error's body is read; OpenAI's are below 1 KiB, a CDN's HTML below 16 KiB."""
@@ -233,11 +233,11 @@ class Failover:
             CallerError: The caller named a provider that is not there.
             NoReply: Nobody began to answer before the call's deadline; `call.trail` tells why.
         """
-        preferred = self._preferred(call)
-        chain = self._strangers_last(preferred, call)
-        if chain[:1] != preferred[:1]:
+        wanted = preferred(self.upstreams, call.controls)
+        chain = self._strangers_last(wanted, call)
+        if chain[:1] != wanted[:1]:
             kind = FailureKind.MODEL_NOT_FOUND
-            call.trail.append(Attempt(preferred[0].name, kind.value, kind, sent=False))
+            call.trail.append(Attempt(wanted[0].name, kind.value, kind, sent=False))
         failures: list[Failure] = []
         overflowed = 0
         for position, upstream in enumerate(chain):
@@ -254,28 +254,15 @@ class Failover:
                     break
                 overflowed = max(overflowed, overflowed_tokens(upstream.provider, failure))
             else:
-                return self._opened(reply, call, preferred[0])
+                return self._opened(reply, call, wanted[0])
         if call.attempts == 0 and (resting := _first_to_rise(chain, failures)) is not None:
             reply = await self._last_resort(resting, call, wrap, failures)
-            return self._opened(reply, call, preferred[0])
+            return self._opened(reply, call, wanted[0])
         raise NoReply(failures, deadline_exceeded=self._clock.monotonic() >= call.deadline)
 
     def chain(self, call: Call) -> list[Upstream]:
         """Return the upstreams to ask for *call*, in order."""
-        return self._strangers_last(self._preferred(call), call)
-
-    def _preferred(self, call: Call) -> list[Upstream]:
-        """Return the chain that the caller asks for, or else the configured one."""
-        chain = list(self.upstreams)
-        if names := call.controls.providers:
-            by_name = {upstream.name: upstream for upstream in chain}
-            if unknown := next((name for name in names if name not in by_name), None):
-                raise CallerError(
-                    f"x-sentinel-providers: there is no provider {unknown!r}; there are {', '.join(by_name)}",
-                    code="unknown_provider",
-                )
-            chain = [by_name[name] for name in dict.fromkeys(names)]
-        return chain[:1] if call.controls.no_failover else chain
+        return self._strangers_last(preferred(self.upstreams, call.controls), call)
 
     def _strangers_last(self, chain: list[Upstream], call: Call) -> list[Upstream]:
         """

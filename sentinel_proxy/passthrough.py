@@ -16,7 +16,7 @@ from sentinel_proxy.model import Attempt, Call, Headers, UpstreamRequest
 from sentinel_proxy.providers.openai import OpenAIProvider
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.upstream.base import Exchange
-from sentinel_proxy.upstream.upstream import Upstream
+from sentinel_proxy.upstream.upstream import Upstream, preferred
 
 NOTHING_SENT: Final = {
     FailureKind.CONNECT,
@@ -114,28 +114,35 @@ class Passthrough:
                 is there, so it can be offered to the next provider after a failed connect.
 
         Raises:
+            CallerError: The caller named a provider that is not there.
             NoReply: No provider could be asked, or the one that was failed.
         """
         failures: list[UpstreamError | BreakerOpen] = []
-        for upstream in self._upstreams:
+        for upstream in preferred(self._upstreams, call.controls):
             provider = upstream.provider
             if not isinstance(provider, OpenAIProvider):
                 continue
+            request = request_for(provider)
             try:
-                return await self._attempt(upstream, call, request_for(provider))
-            except BreakerOpen as refused:
-                call.trail.append(Attempt(upstream.name, "open", sent=False))
+                permit = upstream.admit(_NO_MODEL, self._clock.monotonic())
+            except (UpstreamError, BreakerOpen) as refused:
+                label = "open" if isinstance(refused, BreakerOpen) else "limited"
+                call.trail.append(Attempt(upstream.name, label, sent=False))
                 failures.append(refused)
+                continue
+            try:
+                return await self._attempt(upstream, call, request, permit)
             except UpstreamError as error:
                 failures.append(error)
                 if error.kind not in NOTHING_SENT:
                     break
         raise NoReply(failures)
 
-    async def _attempt(self, upstream: Upstream, call: Call, request: UpstreamRequest) -> RawReply:
+    async def _attempt(
+        self, upstream: Upstream, call: Call, request: UpstreamRequest, permit: ScopedPermit
+    ) -> RawReply:
         clock = self._clock
         started = clock.monotonic()
-        permit = upstream.admit(_NO_MODEL, started)
         upstream.in_flight += 1
         try:
             exchange = await upstream.transport.open(

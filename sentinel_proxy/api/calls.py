@@ -20,6 +20,7 @@ _REQUIRED: Final[Mapping[Endpoint, tuple[tuple[str, tuple[type, ...]], ...]]] = 
     Endpoint.EMBEDDINGS: (("model", (str,)), ("input", (str, list))),
     Endpoint.RESPONSES: (("model", (str,)), ("input", (str, list))),
 }
+_KEPT_INPUTS: Final = ("prompt", "conversation", "previous_response_id")
 _TYPE_NAMES: Final[Mapping[type, str]] = {str: "a string", list: "an array"}
 _RETRY_COUNT: Final = b"x-stainless-retry-count"
 _SDK_TIMEOUTS: Final = (b"x-stainless-read-timeout", b"x-stainless-timeout")
@@ -51,8 +52,8 @@ def read_call(
         endpoint=endpoint,
         body=body,
         payload=payload,
-        model=payload.get("model", ""),
-        stream=bool(stream),
+        model=payload.get("model") or "",
+        stream=bool(stream) and endpoint is not Endpoint.EMBEDDINGS,
         started=trace.started,
         deadline=trace.started + min(seconds, total_seconds),
         headers=headers,
@@ -62,6 +63,16 @@ def read_call(
         controls=controls,
         retried_by_client=is_retry,
     )
+
+
+def read_controls(headers: Headers) -> Controls:
+    """
+    Read what the caller says about this one call.
+
+    Raises:
+        CallerError: A control has a value that means nothing.
+    """
+    return _read_headers(headers)[0]
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -87,8 +98,8 @@ def _check(endpoint: Endpoint, payload: Mapping[str, Any]) -> None:
     for name, types in _REQUIRED[endpoint]:
         value = payload.get(name)
         if value is None:
-            if endpoint is Endpoint.RESPONSES and "prompt" in payload:
-                continue  # a stored prompt may bring its own model and input
+            if endpoint is Endpoint.RESPONSES and any(payload.get(kept) for kept in _KEPT_INPUTS):
+                continue  # what is kept there may bring its own model and input
             raise CallerError(f"you must provide {name!r}", code="missing_required_parameter", param=name)
         if not isinstance(value, types):
             wanted = " or ".join(_TYPE_NAMES[kind] for kind in types)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sentinel_proxy.api import headers
+from sentinel_proxy.api.headers import relayed
 from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, NoReply, UpstreamError
-from sentinel_proxy.model import Call, Header
+from sentinel_proxy.model import Call, Header, Headers, header
 from sentinel_proxy.wire.json import dumps
 from sentinel_proxy.wire.openai import error_body
 
@@ -85,6 +85,14 @@ def answer(
     return ErrorAnswer(status, body, headers, code, message, type, param)
 
 
+def advice(status: int, headers: Headers) -> list[Header]:
+    """Return what an SDK should be told beside an upstream's own error; its own advice stands."""
+    told = [(b"x-sentinel-error-source", b"upstream")]
+    if header(headers, b"x-should-retry") is None:
+        told.append((b"x-should-retry", b"true" if status in _RETRYABLE else b"false"))
+    return told
+
+
 def of_caller(error: CallerError) -> ErrorAnswer:
     """The caller's own mistake, found by us."""
     return answer(error.status, error.message, code=error.code, param=error.param, retry=False)
@@ -110,6 +118,7 @@ class News:
         self.failures = [failure for failure in error.failures if isinstance(failure, UpstreamError)]
         self.rests = [failure.retry_after for failure in error.failures if isinstance(failure, BreakerOpen)]
         self.too_late = error.deadline_exceeded
+        self.sent = call.attempts > 0
         self.kinds = {failure.kind for failure in self.failures} - _UNSERVABLE
         attempts = [
             {
@@ -139,14 +148,14 @@ class News:
 def _callers_fault(news: News) -> ErrorAnswer | None:
     """What the caller can mend goes back as the upstream put it."""
     mine = [failure for failure in news.failures if failure.kind in _FOR_THE_CALLER]
-    return _relayed(mine[0]) if mine else None
+    return _refusal(mine[0], news) if mine else None
 
 
 def _unserved(news: News) -> ErrorAnswer | None:
     """Nobody can serve this at all: the first provider's word counts, it is the one that was meant."""
     if news.rests or news.kinds or not news.failures:
         return None
-    return _relayed(news.failures[0])
+    return _refusal(news.failures[0], news)
 
 
 def _too_late(news: News) -> ErrorAnswer | None:
@@ -240,7 +249,7 @@ _RULES: Final[tuple[Callable[[News], ErrorAnswer | None], ...]] = (
 )
 
 
-def _relayed(failure: UpstreamError) -> ErrorAnswer:
+def _refusal(failure: UpstreamError, news: News) -> ErrorAnswer:
     """An upstream's refusal: its own bytes if they are OpenAI's shape, else its words in our envelope."""
     status = _status_for_caller(failure)
     plain = answer(
@@ -249,11 +258,11 @@ def _relayed(failure: UpstreamError) -> ErrorAnswer:
         code=failure.code,
         type=failure.type,
         param=failure.param,
-        source="upstream" if failure.status else "proxy",
+        source="upstream" if failure.status and news.sent else "proxy",
         retry=status in (408, 409),
         retry_after=failure.retry_after,
     )
-    told = [*plain.headers, *headers.relayed(failure.headers)]
+    told = [*plain.headers, *relayed(failure.headers)]
     return replace(plain, headers=told, body=failure.body if failure.body is not None else plain.body)
 
 

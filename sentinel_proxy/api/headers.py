@@ -1,7 +1,62 @@
-"""What every answer to a call says about how it came to be: the `x-sentinel-*` response headers."""
+"""
+The headers of an answer: what an upstream said that concerns the caller, and what we add.
+
+The `x-sentinel-*` headers tell how the answer came to be; docs/headers.md describes them.
+"""
+
+from typing import Final
 
 from sentinel_proxy.failover import Reply
-from sentinel_proxy.model import Call, Header
+from sentinel_proxy.model import Call, Header, Headers, header
+
+# What belongs to one hop (RFC 9110 §7.6.1) or to the upstream's own site.
+_NEVER_RELAYED: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"set-cookie",
+        b"server",
+        b"date",
+        b"alt-svc",
+        b"strict-transport-security",
+    )
+)
+# What describes the body, or advises on retries: ours differ where we made the answer.
+_OF_THE_BODY: Final = frozenset(
+    (
+        b"content-length",
+        b"content-encoding",
+        b"content-type",
+        b"cache-control",
+        b"content-security-policy",
+        b"x-should-retry",
+        b"retry-after",
+        b"retry-after-ms",
+    )
+)
+_NEVER_OR_OF_THE_BODY: Final = _NEVER_RELAYED | _OF_THE_BODY
+
+
+def relayed(headers: Headers, *, with_body: bool = False) -> list[Header]:
+    """
+    Return those of an upstream's response headers that concern the caller.
+
+    Args:
+        with_body: The body goes along byte for byte, and with it what describes it.
+    """
+    dropped = _NEVER_RELAYED if with_body else _NEVER_OR_OF_THE_BODY
+    kept = [pair for pair in headers if pair[0] not in dropped and not pair[0].startswith(b"x-sentinel-")]
+    if named := header(headers, b"connection"):
+        own_hop = {name.strip().lower() for name in named.split(b",")}
+        kept = [pair for pair in kept if pair[0] not in own_hop]
+    return kept
 
 
 def of_call(call: Call | None, reply: Reply | None, seconds: float) -> list[Header]:

@@ -19,7 +19,7 @@ from sentinel_proxy.config import Config
 from sentinel_proxy.errors import CallerError, NoReply, UpstreamError
 from sentinel_proxy.events import CallFinished, Emit
 from sentinel_proxy.failover import Failover, Reply
-from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, Trace
+from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, Trace, header
 from sentinel_proxy.rescue import Rescue
 from sentinel_proxy.wheel import Wheel
 from sentinel_proxy.wire.openai import error_event
@@ -107,6 +107,14 @@ class Line:
 
         Only what is nobody's plan is raised again: a cancellation from outside, or a bug.
         """
+        try:
+            await self._end(error)
+        except asyncio.CancelledError:  # while we were telling the caller
+            if not self.caller.cancelled():
+                raise
+            self.finish(Outcome.HUNG_UP, 499)
+
+    async def _end(self, error: BaseException) -> None:
         match error:
             case CallerError():
                 await self._answer(errors.of_caller(error), Outcome.CALLER_ERROR)
@@ -117,21 +125,28 @@ class Line:
                 await self._tell_break(error, self.reply)
             case HungUp():
                 self.finish(Outcome.HUNG_UP, 499)
-            case asyncio.CancelledError() if self.caller.gone:
-                if (task := asyncio.current_task()) is not None:
-                    task.uncancel()
-                self.finish(Outcome.HUNG_UP, 499)
+            case asyncio.CancelledError() if self.caller.cancelled():
+                if self.caller.gone:
+                    self.finish(Outcome.HUNG_UP, 499)
+                else:
+                    await self._answer(errors.of_late_body(), Outcome.CALLER_ERROR)
             case _:
                 self.finish(Outcome.FAILURE, 500)
                 raise error
 
     async def _answer(self, answer: errors.ErrorAnswer, outcome: Outcome) -> None:
         caller = self.caller
-        if caller.started:  # kept warm: the status is spent, so the error goes in-band
+        if caller.streaming:  # kept warm: the status is spent, so the error goes in-band
             await self._end_in_band(answer.message, answer.type, answer.param, answer.code)
+            self.finish(outcome, 200, answer.code)
+        elif caller.started:  # half of something: ending without its last byte is the honest way
+            self.finish(Outcome.TRUNCATED, 200, answer.code)
         else:
-            await send_whole(caller, answer.status, [*answer.headers, *self.headers()], answer.body)
-        self.finish(outcome, answer.status, answer.code)
+            told = [*answer.headers, *self.headers()]
+            if header(told, b"x-request-id") is None:  # what the SDKs show; greppable in our log
+                told.append((b"x-request-id", self._trace.trace_id.encode()))
+            await send_whole(caller, answer.status, told, answer.body)
+            self.finish(outcome, answer.status, answer.code)
 
     async def _tell_break(self, error: UpstreamError, reply: Reply) -> None:
         if not self.caller.started:  # cannot happen for a complete JSON body; be honest if it does

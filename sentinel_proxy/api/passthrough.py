@@ -6,33 +6,16 @@ from typing import Final
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from sentinel_proxy.api import errors, headers
+from sentinel_proxy.api.calls import read_controls
 from sentinel_proxy.api.line import Line, Service
-from sentinel_proxy.api.relay import Caller, HungUp
+from sentinel_proxy.api.relay import Caller
 from sentinel_proxy.errors import CallerError, UpstreamError
 from sentinel_proxy.model import Call, Endpoint, Headers, Outcome, Trace, UpstreamRequest, header
 from sentinel_proxy.passthrough import Passthrough, RawReply
 from sentinel_proxy.providers.openai import OpenAIProvider
 
 METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
-
-# What belongs to one hop (RFC 9110 §7.6.1) or to the upstream's own site; framing is passed on.
-_NOT_RELAYED: Final = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"set-cookie",
-        b"server",
-        b"date",
-        b"alt-svc",
-        b"strict-transport-security",
-    )
-)
 
 
 def routes(service: Service, passthrough: Passthrough) -> Sequence[BaseRoute]:
@@ -52,9 +35,8 @@ class StreamedThrough:
         reply: RawReply | None = None
         try:
             call = line.call = self._call(scope)
-            upload = Upload(
-                scope["headers"], receive, line.caller, self._service.config.server.max_upload_bytes
-            )
+            limit_bytes = self._service.config.server.max_upload_bytes
+            upload = Upload(scope["headers"], line.caller, limit_bytes)
             path = scope["path"].removeprefix("/v1")
 
             def request_for(provider: OpenAIProvider) -> UpstreamRequest:
@@ -63,9 +45,11 @@ class StreamedThrough:
                 )
 
             reply = await self._passthrough.open(call, request_for)
-            kept = [pair for pair in reply.headers if pair[0] not in _NOT_RELAYED]
-            provider = (b"x-sentinel-provider", reply.upstream.name.encode())
-            await line.caller.start(reply.status, [*kept, *line.headers(), provider])
+            kept = headers.relayed(reply.headers, with_body=True)
+            kept.append((b"x-sentinel-provider", reply.upstream.name.encode()))
+            if reply.status >= 400:
+                kept += errors.advice(reply.status, kept)
+            await line.caller.start(reply.status, [*kept, *line.headers()])
             while data := await reply.read():
                 await line.caller.send(data, more=True)
             await line.caller.send(b"", more=False)
@@ -82,6 +66,8 @@ class StreamedThrough:
 
     def _call(self, scope: Scope) -> Call:
         trace: Trace = scope[Trace.SCOPE_KEY]
+        controls = read_controls(scope["headers"])
+        total_seconds = self._service.config.timeouts.total
         return Call(
             trace_id=trace.trace_id,
             endpoint=Endpoint.PASSTHROUGH,
@@ -90,22 +76,22 @@ class StreamedThrough:
             model="",
             stream=True,
             started=trace.started,
-            deadline=trace.started + self._service.config.timeouts.total,
+            deadline=trace.started + min(controls.timeout_seconds or total_seconds, total_seconds),
             headers=scope["headers"],
             query=scope["query_string"],
             traceparent=trace.traceparent,
             client=trace.client,
+            controls=controls,
         )
 
 
 class Upload:
     """The request's body, handed on as it arrives."""
 
-    def __init__(self, headers: Headers, receive: Receive, caller: Caller, limit_bytes: int) -> None:
+    def __init__(self, headers: Headers, caller: Caller, limit_bytes: int) -> None:
         declared = header(headers, b"content-length")
         self.length = int(declared) if declared is not None and declared.isdigit() else None
         self._has_body = bool(self.length) or header(headers, b"transfer-encoding") is not None
-        self._receive = receive
         self._caller = caller
         self._limit_bytes = limit_bytes
         if self.length is not None and self.length > limit_bytes:
@@ -120,11 +106,7 @@ class Upload:
     async def _parts(self) -> AsyncIterator[bytes]:
         size, more = 0, True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise HungUp
-            part: bytes = message.get("body", b"")
-            more = message.get("more_body", False)
+            part, more = await self._caller.part()
             size += len(part)
             if size > self._limit_bytes:
                 raise self._too_large()

@@ -18,14 +18,14 @@ from starlette.types import Message, Receive, Scope, Send
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.errors import CallerError
 from sentinel_proxy.failover import Reply
-from sentinel_proxy.model import Header, Headers, header
-from sentinel_proxy.wheel import Wheel
+from sentinel_proxy.model import Header, header
+from sentinel_proxy.wheel import Alarm, Wheel
 
 WATCH_AFTER_SECONDS: Final = 0.05
 """When the watch for a hang-up begins; most answers that are quick at all are there by then."""
 
 BODY_SECONDS: Final = 30.0
-"""For the whole request body to arrive; as long as nginx and Apache wait for a part of it."""
+"""For a request body to arrive: the whole of it, or each part where it is handed on as it comes."""
 
 WRITE_SECONDS: Final = 30.0
 """How long one write may wait for a reader before it is given up."""
@@ -38,57 +38,19 @@ STREAM_HEADERS: Final[tuple[Header, ...]] = (
     (b"x-accel-buffering", b"no"),
 )
 
-# RFC 9110 §7.6.1, and what belongs to one hop or to the upstream's own site.
-_NOT_RELAYED: Final = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"content-length",
-        b"content-encoding",
-        b"content-type",
-        b"cache-control",
-        b"set-cookie",
-        b"server",
-        b"date",
-        b"alt-svc",
-        b"strict-transport-security",
-        b"content-security-policy",
-        b"x-should-retry",
-        b"retry-after",
-        b"retry-after-ms",
-    )
-)
-
 
 class HungUp(Exception):
     """The caller has left; nobody waits for an answer any more."""
-
-
-def relayed_headers(headers: Headers) -> list[Header]:
-    """Return those of an upstream's response headers that concern the caller."""
-    kept = [
-        pair for pair in headers if pair[0] not in _NOT_RELAYED and not pair[0].startswith(b"x-sentinel-")
-    ]
-    if named := header(headers, b"connection"):
-        own_hop = {name.strip().lower() for name in named.split(b",")}
-        kept = [pair for pair in kept if pair[0] not in own_hop]
-    return kept
 
 
 class Caller:
     """
     The far end of one call.
 
-    Create it when the request's head is here, call `release` on every way out. From `watch` on,
-    a caller that hangs up, or does not read for `WRITE_SECONDS`, cancels the task that serves
-    it; `gone` tells that apart from a cancellation by somebody else.
+    Create it in the task that serves the request once its head is here, call `release` on every
+    way out. That task is cancelled when a body does not arrive in time (`late`) and, from
+    `watch` on, when the caller hangs up or does not read for `WRITE_SECONDS` (`gone`): so the
+    two can be told apart from a cancellation by somebody else.
     """
 
     __slots__ = (
@@ -106,6 +68,7 @@ class Caller:
         "_watcher",
         "_wheel",
         "gone",
+        "late",
         "started",
         "streaming",
     )
@@ -115,8 +78,8 @@ class Caller:
         self._send = send
         self._wheel = wheel
         self._clock = clock
-        self._alarm = wheel.set(clock.monotonic() + BODY_SECONDS, self._body_is_late)
-        self._task: asyncio.Task[object] | None = None
+        self._alarm: Alarm | None = None
+        self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._held_headers: Callable[[], Sequence[Header]] | None = None
@@ -125,6 +88,7 @@ class Caller:
         self._sending_since: float | None = None
         self._last_sent = 0.0
         self.gone = False
+        self.late = False
         self.started = False
         self.streaming = False
 
@@ -133,27 +97,20 @@ class Caller:
         Read the whole request body.
 
         Raises:
-            CallerError: It is larger than *limit_bytes* (413; nothing more is read), or it did
-                not arrive in time (408).
+            CallerError: It is larger than *limit_bytes* (413); nothing more is read.
             HungUp: The caller left before it was complete.
+            CancelledError: It did not arrive in time; `late` is set.
         """
         declared = header(scope["headers"], b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-        self._task = asyncio.current_task()
-        try:
-            message = await self._receive()
-            body: bytes = message.get("body", b"")
-            if message.get("more_body", False):
-                body = await self._rest_of_body(body, limit_bytes)
-        except asyncio.CancelledError:
-            if not self._body_was_late():
-                raise
-            raise CallerError(
-                "the request body did not arrive in time", status=408, code="request_timeout"
-            ) from None
+        self._alarm = self._wheel.set(self._clock.monotonic() + BODY_SECONDS, self._body_is_late)
+        message = await self._receive()
         if message["type"] == "http.disconnect":
             raise HungUp
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            return await self._rest_of_body(body, limit_bytes)
         if len(body) > limit_bytes:
             raise _too_large(limit_bytes)
         return body
@@ -172,18 +129,27 @@ class Caller:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    def _body_is_late(self) -> None:
-        self.gone = True
-        if self._task is not None:
-            self._task.cancel()
+    async def part(self) -> tuple[bytes, bool]:
+        """
+        Wait for a part of a body that is handed on as it arrives; return it, and whether more follow.
 
-    def _body_was_late(self) -> bool:
-        """Take back the cancellation by our own alarm; False if it was somebody else's."""
-        if not self.gone or self._task is None:
-            return False
-        self.gone = False
-        self._task.uncancel()
-        return True
+        Raises:
+            HungUp: The caller left before it was complete.
+            CancelledError: In the task that serves the request: no part came for `BODY_SECONDS`,
+                `late` is set. Time that passes between two calls is not the caller's.
+        """
+        alarm = self._wheel.set(self._clock.monotonic() + BODY_SECONDS, self._body_is_late)
+        try:
+            message = await self._receive()
+        finally:
+            alarm.cancel()
+        if message["type"] == "http.disconnect":
+            raise HungUp
+        return message.get("body", b""), message.get("more_body", False)
+
+    def _body_is_late(self) -> None:
+        self.late = True
+        self._cancel()
 
     def watch(
         self,
@@ -201,11 +167,11 @@ class Caller:
             heartbeat_seconds: Silence on a stream before a comment is sent; 0: never.
         """
         now = self._clock.monotonic()
-        self._task = asyncio.current_task()
         self._hold_at = now + hold_seconds if hold_seconds else 0.0
         self._heartbeat_seconds = heartbeat_seconds
         self._held_headers = held_headers
-        self._alarm.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._alarm = self._wheel.set(now + WATCH_AFTER_SECONDS, self._look)
 
     def _look(self) -> None:
@@ -248,8 +214,18 @@ class Caller:
 
     def _leave(self) -> None:
         self.gone = True
+        self._cancel()
+
+    def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    def cancelled(self) -> bool:
+        """Take back a cancellation of our own making; False if it was somebody else's."""
+        if not (self.gone or self.late) or self._task is None:
+            return False
+        self._task.uncancel()
+        return True
 
     async def start(self, status: int, headers: Sequence[Header], *, streaming: bool = False) -> None:
         """Send the head of the answer, unless it is spent already (a stream that was kept warm)."""
@@ -269,7 +245,8 @@ class Caller:
 
     def release(self) -> None:
         """Stop watching. Never waits; may be called twice."""
-        self._alarm.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._task = None
         for task in (self._watcher, self._keeper):
             if task is not None and not task.done():

@@ -11,9 +11,10 @@ from typing import Any
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from sentinel_proxy.api import headers
 from sentinel_proxy.api.calls import parse_object
 from sentinel_proxy.api.line import Line, Service
-from sentinel_proxy.api.relay import relay, relayed_headers, send_whole
+from sentinel_proxy.api.relay import relay, send_whole
 from sentinel_proxy.errors import CallerError, UpstreamError
 from sentinel_proxy.failover import Reply
 from sentinel_proxy.model import PATHS, Call, Endpoint, Header
@@ -44,7 +45,7 @@ class Inference:
             call = await line.read()
             line.watch(call)
             reply = line.reply = await self._service.failover.open(call)
-            own = [*relayed_headers(reply.headers), *line.headers()]
+            own = [*headers.relayed(reply.headers), *line.headers()]
             if call.stream:
                 await self._stream(line, call, reply, own)
             else:

@@ -4,13 +4,14 @@ One upstream as we use it: how it is described, how it is reached, and what we h
 Failover asks it for leave before every attempt, health probes it, operators look at it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from sentinel_proxy.config import BreakerConfig, RetryConfig, TimeoutsConfig
-from sentinel_proxy.errors import BreakerOpen, FailureKind, UpstreamError
+from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, UpstreamError
 from sentinel_proxy.events import BreakerChanged
+from sentinel_proxy.model import Controls
 from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.resilience.budget import RetryBudget
 from sentinel_proxy.resilience.deadline import overridden
@@ -97,7 +98,11 @@ class Upstream:
 
     def admits(self, model: str, now: float) -> bool:
         """Whether an attempt would be admitted now; nothing is taken."""
-        return self.gate.wait(now) <= CLOCK_SLACK_SECONDS and not self.full and self.breakers.rest(model, now) <= 0
+        return (
+            self.gate.wait(now) <= CLOCK_SLACK_SECONDS
+            and not self.full
+            and self.breakers.rest(model, now) <= 0
+        )
 
     def learn(self, error: UpstreamError, model: str, now: float) -> None:
         """Remember what a failure says about the time after it."""
@@ -117,3 +122,22 @@ class Upstream:
         """Whether the provider said lately that it does not have *model*."""
         until = self._missing.get(model)
         return until is not None and now < until
+
+
+def preferred(upstreams: Sequence[Upstream], controls: Controls) -> list[Upstream]:
+    """
+    Return those that the caller wants to be asked, in its order, or else all of *upstreams*.
+
+    Raises:
+        CallerError: It named one that is not there.
+    """
+    chain = list(upstreams)
+    if controls.providers:
+        by_name = {upstream.name: upstream for upstream in chain}
+        if unknown := next((name for name in controls.providers if name not in by_name), None):
+            message = (
+                f"x-sentinel-providers: there is no provider {unknown!r}; there are {', '.join(by_name)}"
+            )
+            raise CallerError(message, code="unknown_provider")
+        chain = [by_name[name] for name in dict.fromkeys(controls.providers)]
+    return chain[:1] if controls.no_failover else chain
