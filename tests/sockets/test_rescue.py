@@ -109,19 +109,20 @@ async def test_a_provider_that_rejects_prefill_is_asked_in_words_and_remembered(
     assert roles == [["user", "assistant"], ["user", "assistant", "user"], ["user", "assistant", "user"]]
 
 
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALLING = openai_chunks([], tool_calls=[ToolCall("f", {"a": 1}, id="call_1")])[:-2]
+SAID = broken_after(TOKENS[:2])
 
 
 @pytest.mark.parametrize(
     ("fields", "broken"),
     [
-        pytest.param({}, [*sse_stream(openai_chunks([], tool_calls=[ToolCall("call_1", "f", {})])[:-2])[:-1], Reset()], id="D10 a tool call in progress"),
-        pytest.param({"response_format": {"type": "json_object"}}, broken_after(TOKENS[:2]), id="D11 a promised format"),
-        pytest.param({"logprobs": True}, broken_after(TOKENS[:2]), id="log probabilities"),
-        pytest.param({"headers": {"x-sentinel-rescue": "error"}}, broken_after(TOKENS[:2]), id="the caller's wish"),
-        pytest.param({"headers": {"x-sentinel-no-failover": "true"}}, broken_after(TOKENS[:2]), id="no failover"),
+        pytest.param({}, [*sse_stream(CALLING)[:-1], Reset()], id="D10 a tool call in progress"),
+        pytest.param({"response_format": {"type": "json_object"}}, SAID, id="D11 a promised format"),
+        pytest.param({"logprobs": True}, SAID, id="log probabilities"),
+        pytest.param({"headers": {"x-sentinel-rescue": "error"}}, SAID, id="the caller's wish"),
+        pytest.param({"headers": {"x-sentinel-no-failover": "true"}}, SAID, id="no failover"),
     ],
-)  # fmt: skip
+)
 async def test_what_must_not_be_continued_ends_in_an_honest_error(
     start: Start, primary: FaultyUpstream, backup: FaultyUpstream, fields: dict[str, Any], broken: Any
 ) -> None:
