@@ -100,7 +100,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         serve(proxy, listener, lambda: bus.emit(Noticed("info", "listening", {"address": address})))
     finally:
-        log.sink.flush()
+        log.sink.close()
     return 0
 
 

@@ -2,15 +2,17 @@
 The log: one structured line per call, and one for everything an operator should read.
 
 Listens to events like any other watcher. Lines never hold prompts, answers or keys: they are
-built from fields chosen here, not from what travels. Writing is gathered and handed to the
-stream in batches, so that a call never waits for a terminal or a disk.
+built from fields chosen here, not from what travels. Lines are gathered and written in
+batches by a thread of their own: whoever reads them may be slow, or stuck, and no call waits.
 """
 
 import asyncio
 import atexit
 import sys
+import threading
 from collections.abc import Callable, MutableMapping
-from typing import Any, BinaryIO, Final
+from queue import SimpleQueue
+from typing import Any, BinaryIO, Final, cast
 
 import orjson
 import structlog
@@ -20,57 +22,91 @@ from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinish
 from sentinel_proxy.model import Call, Outcome
 
 FLUSH_SECONDS: Final = 0.1
-MAX_WAITING_LINES: Final = 1000
-"""Beyond it lines are written at once, so that memory stays bounded."""
+"""How long a line waits for others to be written with."""
+
+MAX_WAITING_LINES: Final = 10_000
+"""Some 5 MB; what comes while so many wait for a stuck reader is lost, and counted."""
+
+CLOSE_SECONDS: Final = 1.0
+"""How long the end of the process waits for the last lines to be written."""
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _CALL_LEVELS: Final = {Outcome.FAILURE: "warning", Outcome.TRUNCATED: "warning"}
 
 
 class Sink:
-    """Gathers lines and writes them together; warnings and worse go out at once."""
+    """
+    Gathers lines and writes them together, in order, from a thread of its own.
+
+    Args:
+        stream: Unbuffered, or else nobody sees the last lines until it is closed.
+
+    Attributes:
+        lost: Lines that could not be written, or not in time.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._waiting: list[bytes] = []
+        self._gathered: list[bytes] = []
         self._handle: asyncio.TimerHandle | None = None
+        self._batches: SimpleQueue[list[bytes]] = SimpleQueue()
+        self._handed_over = self._settled = 0  # lines; the first is ours, the second the thread's
+        self._writer: threading.Thread | None = None
         self.lost = 0
-        atexit.register(self.flush)
+        atexit.register(self.close)
 
     def write(self, line: bytes) -> None:
-        """Take one line; it is written within `FLUSH_SECONDS`, or now where no event loop runs."""
-        self._waiting.append(line)
-        if self._handle is not None and len(self._waiting) < MAX_WAITING_LINES:
+        """Take one line; it is handed over within `FLUSH_SECONDS`, or now where no event loop runs."""
+        if self._handed_over - self._settled + len(self._gathered) >= MAX_WAITING_LINES:
+            self.lost += 1
+            return
+        self._gathered.append(line)
+        if self._handle is not None:
             return
         try:
-            loop = asyncio.get_running_loop()
+            self._handle = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         except RuntimeError:
             self.flush()
-            return
-        if self._handle is not None:
-            self._handle.cancel()
-            self.flush()
-        else:
-            self._handle = loop.call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Write what waits. A stream that cannot be written to loses lines, never a call."""
-        self._handle = None
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+        """Hand what was gathered to the writer; never waits."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if not self._gathered:
             return
-        try:
-            self._stream.write(b"\n".join(waiting) + b"\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            self.lost += len(waiting)
+        batch, self._gathered = self._gathered, []
+        self._handed_over += len(batch)
+        self._batches.put(batch)
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write_batches, name="log", daemon=True)
+            self._writer.start()
+
+    def close(self) -> None:
+        """Write what is left and end the writer; gives up after `CLOSE_SECONDS`. May be called twice."""
+        self.flush()
+        atexit.unregister(self.close)
+        if self._writer is not None:
+            self._batches.put([])
+            self._writer.join(CLOSE_SECONDS)
+            self._writer = None
+
+    def _write_batches(self) -> None:
+        while batch := self._batches.get():
+            left = memoryview(b"\n".join(batch) + b"\n")
+            try:
+                while left:
+                    left = left[self._stream.write(left) :]
+            except (OSError, ValueError):  # closed, or full: lines are lost, never a call
+                self.lost += len(batch)
+            self._settled += len(batch)
 
 
 class Log:
     """Folds events into lines."""
 
     def __init__(self, config: LogConfig, stream: BinaryIO | None = None) -> None:
-        self.sink = Sink(stream if stream is not None else sys.stdout.buffer)
+        self.sink = Sink(stream if stream is not None else _stdout())
         self._least = LEVELS[config.level]
         render = _console() if config.format == "console" else _json
         self._logger = structlog.wrap_logger(
@@ -137,6 +173,11 @@ class Log:
 
     def _noticed(self, event: Noticed) -> None:
         self.line(event.level, event.message, **event.details)
+
+
+def _stdout() -> BinaryIO:
+    """Return standard output unbuffered: a thread stuck in a buffer's lock would abort the exit."""
+    return cast(BinaryIO, open(sys.stdout.fileno(), "wb", buffering=0, closefd=False))  # noqa: SIM115
 
 
 def _of_call(call: Call) -> dict[str, Any]:
