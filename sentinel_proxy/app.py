@@ -7,7 +7,7 @@ needs an event loop and closes it in reverse.
 """
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from sentinel_proxy import __version__
 from sentinel_proxy.api import errors, health, models, passthrough, routes
+from sentinel_proxy.api.headers import NOTHING_ASKED
 from sentinel_proxy.api.line import Service
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config, ProviderConfig
@@ -27,6 +28,7 @@ from sentinel_proxy.events import Bus, Noticed
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.middleware.auth import AuthMiddleware
 from sentinel_proxy.middleware.limits import InFlightMiddleware, RateLimitMiddleware
+from sentinel_proxy.middleware.mistakes import MistakeMiddleware
 from sentinel_proxy.middleware.trace import TraceMiddleware
 from sentinel_proxy.model import Load
 from sentinel_proxy.passthrough import Passthrough
@@ -102,7 +104,7 @@ class Proxy:
                 *passthrough.routes(service, Passthrough(self.upstreams, self.clock, self.bus.emit)),
             ],
             middleware=self._onion(),
-            exception_handlers={HTTPException: _refused, 500: _bug},
+            exception_handlers={HTTPException: _refused},
             lifespan=self._lifespan,
         )
 
@@ -115,6 +117,7 @@ class Proxy:
         log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
         return [
             Middleware(TraceMiddleware, clock=self.clock),
+            Middleware(MistakeMiddleware, emit=self.bus.emit),
             Middleware(InFlightMiddleware, max_in_flight=config.server.max_in_flight, load=self.load),
             Middleware(AuthMiddleware, clients=keys),
             Middleware(
@@ -181,16 +184,5 @@ async def _refused(_: Request, error: Exception) -> Response:
         answer = errors.answer(405, "this path does not take that method", code="method_not_allowed")
     else:
         answer = errors.answer(error.status_code, str(error.detail))
-    headers: Mapping[str, str] = error.headers or {}
-    return _response(answer, headers)
-
-
-async def _bug(_: Request, __: Exception) -> Response:
-    """A mistake of ours; the log has the details, the caller gets none."""
-    answer = errors.answer(500, "the proxy made a mistake; its log says more", code="internal_error")
-    return _response(answer, {})
-
-
-def _response(answer: errors.ErrorAnswer, extra: Mapping[str, str]) -> Response:
-    headers = {name.decode(): value.decode() for name, value in answer.headers}
-    return Response(answer.body, answer.status, {**headers, **extra})
+    headers = {name.decode(): value.decode() for name, value in answer.headers + NOTHING_ASKED}
+    return Response(answer.body, answer.status, {**headers, **(error.headers or {})})

@@ -113,6 +113,7 @@ class Trace:
     traceparent: bytes | None = None  # of our span; None if the caller sent none
     client: str | None = None  # name of the authenticated client, never its key
     headers: list[Header] = field(default_factory=list)  # to be added to whatever is answered
+    answered: bool = False  # the head of an answer was sent
 
 
 @dataclass(frozen=True, slots=True, repr=False)

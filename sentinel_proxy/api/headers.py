@@ -44,6 +44,10 @@ _OF_THE_BODY: Final = frozenset(
 _NEVER_OR_OF_THE_BODY: Final = _NEVER_RELAYED | _OF_THE_BODY
 
 
+NOTHING_ASKED: Final[list[Header]] = [(b"x-sentinel-attempts", b"0"), (b"x-sentinel-failover", b"false")]
+"""For answers to requests that never became a call."""
+
+
 def relayed(headers: Headers, *, with_body: bool = False) -> list[Header]:
     """
     Return those of an upstream's response headers that concern the caller.

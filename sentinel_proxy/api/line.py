@@ -131,7 +131,11 @@ class Line:
                 else:
                     await self._answer(errors.of_late_body(), Outcome.CALLER_ERROR)
             case _:
-                self.finish(Outcome.FAILURE, 500)
+                if self.caller.streaming and isinstance(error, Exception):
+                    await self._end_in_band(
+                        "the proxy made a mistake", "server_error", None, "internal_error"
+                    )
+                self.finish(Outcome.FAILURE, 500, "internal_error")
                 raise error
 
     async def _answer(self, answer: errors.ErrorAnswer, outcome: Outcome) -> None:

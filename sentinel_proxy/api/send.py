@@ -1,20 +1,14 @@
-"""Complete answers onto ASGI, for everything that is not relayed."""
-
-from collections.abc import Sequence
+"""A refusal onto ASGI, for requests that never become a call."""
 
 from starlette.types import Send
 
 from sentinel_proxy.api.errors import ErrorAnswer
-from sentinel_proxy.model import Header
-
-
-async def send_bytes(send: Send, status: int, headers: Sequence[Header], body: bytes) -> None:
-    """Send one complete answer; *headers* hold its content type."""
-    framed = [*headers, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": framed})
-    await send({"type": "http.response.body", "body": body})
+from sentinel_proxy.api.headers import NOTHING_ASKED
 
 
 async def send_error(send: Send, error: ErrorAnswer) -> None:
-    """Send *error* as it stands."""
-    await send_bytes(send, error.status, error.headers, error.body)
+    """Send *error*, complete."""
+    length = (b"content-length", b"%d" % len(error.body))
+    headers = [*error.headers, *NOTHING_ASKED, length]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body})

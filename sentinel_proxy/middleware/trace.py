@@ -34,6 +34,7 @@ class TraceMiddleware:
 
         async def send_traced(message: Message) -> None:
             if message["type"] == "http.response.start":
+                trace.answered = True
                 message["headers"] = [*message.get("headers", ()), *trace.headers]
             await send(message)
 
