@@ -27,7 +27,7 @@ from sentinel_proxy.upstream.render import measured
 from sentinel_proxy.wheel import Alarm, Wheel
 
 MAX_HEAD_BYTES: Final = 65_536
-"""Of status line and headers, 1xx heads included; llhttp has no limit. nginx and Go allow less and more."""
+"""Of status line and headers, 1xx heads included. llhttp has no limit; h11 stops at 100 KiB, Go at 1 MiB."""
 
 READ_AHEAD_BYTES: Final = 65_536
 """Unread bytes at which the socket is paused; one segment more (256 KiB at most) may already be here."""

@@ -44,7 +44,7 @@ from sentinel_proxy.testing import (
 )
 from sentinel_proxy.upstream import http1
 from sentinel_proxy.upstream.base import Exchange
-from sentinel_proxy.upstream.http1 import Http1Transport
+from sentinel_proxy.upstream.http1 import Http1Exchange, Http1Transport
 from sentinel_proxy.upstream.httpx import HttpxTransport
 from sentinel_proxy.wheel import Wheel
 
@@ -435,6 +435,38 @@ async def test_a_body_that_fails_takes_its_error_to_the_caller(
     assert (closed, transport.active, up.requests) == ([True], 0, [])
 
 
+async def test_a_large_streamed_body_arrives_whole(transport: AnyTransport, up: FaultyUpstream) -> None:
+    up.plays(answer(200, "thanks"))
+    body = random.Random(3).randbytes(5_000_000)
+    request = UpstreamRequest(
+        "POST", "/", (), pieces(*(body[at : at + 70_000] for at in range(0, len(body), 70_000)))
+    )
+
+    assert (await fetch(transport, request), up.requests[0].body == body) == ((200, b"thanks"), True)
+
+
+@HTTP1
+async def test_an_upload_stops_once_the_answer_is_over(transport: AnyTransport, up: FaultyUpstream) -> None:
+    ended: list[bool] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"more"
+                await asyncio.sleep(0)
+        finally:
+            ended.append(True)
+
+    up.plays([Unread(), *answer(400, "enough"), Pause(0.02)])
+    exchange = await begin(transport, UpstreamRequest("POST", "/", (), endless()))
+
+    await eventually(lambda: ended == [True])
+
+    assert await rest(exchange) == b"enough"
+    exchange.close()
+    assert repr(transport) == "<Http1Transport 0 active, 0 idle>"
+
+
 async def test_an_upload_goes_no_faster_than_the_server_reads(
     transport: AnyTransport, up: FaultyUpstream
 ) -> None:
@@ -566,8 +598,9 @@ async def test_half_a_status_line_is_not_http(transport: AnyTransport, up: Fault
         raw("HTTP/1.1 200 OK", "transfer-encoding: gzip, chunked", body=b"0\r\n\r\n"),
         raw("HTTP/1.1 200 OK", "content-length: 1", "transfer-encoding: chunked", body=b"0\r\n\r\n"),
         [Send(b"HTTP/1.1 100 Continue\r\n\r\n" * 4000), Hang()],
+        raw("HTTP/1.1 099 What", "content-length: 0"),
     ],
-    ids=["transfer-coding", "length-and-chunked", "endless-interim"],
+    ids=["transfer-coding", "length-and-chunked", "endless-interim", "no-such-status"],
 )
 async def test_framing_that_servers_and_proxies_read_differently_is_refused(
     transport: AnyTransport, up: FaultyUpstream, script: Script
@@ -927,6 +960,21 @@ async def test_an_idle_connection_that_ends_or_speaks_leaves_the_pool_at_once(
 
 
 @HTTP1
+async def test_an_answer_that_is_here_but_unread_does_not_cost_the_connection(
+    transport: Http1Transport, up: FaultyUpstream
+) -> None:
+    up.plays(answer(200, b"x" * 80_000), answer(200, "next"))
+    exchange = await begin(transport)
+    assert isinstance(exchange, Http1Exchange)
+    await eventually(lambda: exchange._connection is not None and exchange._connection.done)
+
+    exchange.close()
+
+    assert (exchange.complete, await fetch(transport)) == (False, (200, b"next"))
+    assert up.connections == 1
+
+
+@HTTP1
 async def test_an_idle_connection_is_closed_after_a_while(
     transport: Http1Transport, up: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1160,6 +1208,27 @@ async def test_closing_the_transport_ends_what_is_in_use(transport: AnyTransport
     await eventually(lambda: up.open_connections == 0)
 
 
+@HTTP1
+async def test_a_connection_that_was_being_made_is_closed_with_the_transport(
+    make: Make, up: FaultyUpstream
+) -> None:
+    released = threading.Event()
+
+    def late(*_: Any, **__: Any) -> list[Any]:
+        released.wait(5)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", up.port))]
+
+    transport = make("http://slow.example", lookup=late)
+    opening = asyncio.create_task(failure_of(begin(transport)))
+    await asyncio.sleep(0.01)
+
+    await transport.aclose()
+    released.set()
+
+    assert await opening is FailureKind.LOCAL
+    await eventually(lambda: (up.connections, up.open_connections) == (1, 0))
+
+
 # -- base URLs -----------------------------------------------------------------------------------
 
 
@@ -1196,6 +1265,19 @@ async def test_a_broken_encoding_is_named(transport: AnyTransport, up: FaultyUps
     exchange = await begin(transport)
 
     assert await failure_of(rest(exchange)) is FailureKind.PROTOCOL
+    exchange.close()
+
+
+@HTTPX
+async def test_an_operator_can_see_what_is_open(transport: AnyTransport, up: FaultyUpstream) -> None:
+    up.plays(cut(answer(200, "0123456789"), 4, Hang(), of="body"))
+
+    exchange = await begin(transport)
+
+    assert (repr(transport), repr(exchange)) == (
+        "<HttpxTransport 1 active>",
+        "<HttpxExchange talking complete=False>",
+    )
     exchange.close()
 
 

@@ -197,3 +197,14 @@ def test_reading_is_paused_once_enough_is_unread_and_goes_on_when_it_is_taken(si
                 assert transport.reading
 
     on_a_loop(feed)
+
+
+def test_a_connection_that_ended_meanwhile_sends_nothing_and_says_so() -> None:
+    async def use() -> tuple[bytes, tuple[bytes, FailureKind | None]]:
+        connection, transport = Connection(Wheel(), lambda _: None), FakeTransport()
+        connection.connection_made(transport)
+        connection.eof_received()
+        connection.begin(b"GET / HTTP/1.1\r\n\r\n", b"", head_only=False)
+        return transport.written, drained(connection)
+
+    assert on_a_loop(use) == (b"", (b"", FailureKind.RESET))
