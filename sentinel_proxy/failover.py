@@ -342,14 +342,14 @@ class Failover:
         except UpstreamError as error:
             upstream.in_flight -= 1
             now = clock.monotonic()
-            permit.fail(error, now)
-            upstream.learn(error, model, now)
             call.trail.append(Attempt(upstream.name, error.label, error.kind, seconds=now - started))
-            self._emit(
+            self._emit(  # before the vote, so that whoever listens hears the cause before the effect
                 AttemptFailed(
                     call.trace_id, upstream.name, model, error.kind, error.label, error.message, now - started
                 )
             )
+            permit.fail(error, now)
+            upstream.learn(error, model, now)
             raise
         except BaseException:
             upstream.in_flight -= 1
