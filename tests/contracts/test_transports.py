@@ -141,6 +141,16 @@ async def eventually(condition: Callable[[], bool]) -> None:
     assert condition()
 
 
+async def stalled(count: Callable[[], int]) -> int:
+    """Return *count* once it has stood still for 40 ms."""
+    deadline, seen = soon(5), -1
+    while seen != count() and asyncio.get_running_loop().time() < deadline:
+        seen = count()
+        await asyncio.sleep(0.04)
+    assert seen == count(), "it never stalled"
+    return seen
+
+
 def raw(*lines: str, body: bytes = b"") -> Script:
     """Build an answer from its lines as they stand."""
     return [Send("\r\n".join([*lines, "", ""]).encode() + body)]
@@ -480,14 +490,10 @@ async def test_an_upload_goes_no_faster_than_the_server_reads(
 
     up.plays([Unread(), Hang()])
     opening = asyncio.create_task(begin(transport, UpstreamRequest("POST", "/", (), endless())))
-    await asyncio.sleep(0.05)
-    before = given
-    await asyncio.sleep(0.03)
+    await eventually(lambda: given > 0)
 
-    assert given == before > 0
-    opening.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
+    assert await stalled(lambda: given) < 1000
+    await cancelled(opening)
     await eventually(lambda: transport.active == 0)
 
 
@@ -1062,11 +1068,8 @@ async def test_a_reader_that_does_not_read_slows_the_server_down(
     up.plays(flood)
     exchange = await begin(transport)
     await eventually(lambda: sent > 2)
-    await asyncio.sleep(0.1)
-    stalled_at = sent
-    await asyncio.sleep(0.03)
 
-    assert sent == stalled_at < 400
+    assert await stalled(lambda: sent) < 400
     assert len(await rest(exchange)) == 400 << 16
     exchange.close()
 
