@@ -34,7 +34,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 HOMES = {
     "uvicorn": {"server"},
     "starlette": {"app", "api", "admin", "middleware"},
-    "httpx": {"upstream"},
+    "httpx": {"upstream", "demo"},  # as a transport; and as an application would use it
     "httptools": {"upstream"},
     "tenacity": {"resilience"},
     "redis": {"stores"},
