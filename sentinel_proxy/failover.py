@@ -34,6 +34,9 @@ MAX_PRELUDE_BYTES: Final = 65_536
 TRIAL_PROOF_SECONDS: Final = 5.0
 """A trial that has streamed this long has proved its point; a whole answer may take minutes."""
 
+LINGER_SECONDS: Final = 1.0
+"""After `[DONE]` the end of the body follows at once; waiting for it keeps the connection for the next call."""
+
 Failure = UpstreamError | BreakerOpen
 Wrap = Callable[[Decoder], Decoder]
 
@@ -196,7 +199,7 @@ class Reply:
         if self._closed:
             return
         self._closed = True
-        self._exchange.close()
+        self._exchange.close(LINGER_SECONDS if self.complete else 0.0)
         self._permit.release(self._clock.monotonic())
         self.upstream.in_flight -= 1
 

@@ -41,11 +41,15 @@ class Exchange(Protocol):
         """
         ...
 
-    def close(self) -> None:
+    def close(self, linger_seconds: float = 0.0) -> None:
         """
-        Give the connection back: to the pool if the body is complete, else by closing it at once.
+        Give the connection back: to the pool if the body is complete, else by closing it.
 
         Never waits, never raises, may be called more than once and from any exit path.
+
+        Args:
+            linger_seconds: For an answer that has said all it had to say before its framing
+                ends: the connection may stay open so long to be kept for another exchange.
         """
         ...
 

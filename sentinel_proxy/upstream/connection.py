@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_ready",
+        "_then",
         "_transport",
         "_unread_bytes",
         "_upload",
@@ -109,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._head_only = head_only
         self._keep_alive = False
         self._ready = False
+        self._then: Callable[[Connection], None] | None = None
         self._paused = False
         self._unread_bytes = 0
         self._began = self._loop.time()
@@ -184,9 +186,13 @@ class Connection(asyncio.Protocol):
     def park(self, until: float) -> None:
         """The exchange is over: stay open for another one, but not beyond *until*."""
         self.busy = False
-        self.chunks.clear()
-        if self._paused:
-            self._resume()
+        self._discard()
+        self._set_alarm(until)
+
+    def linger(self, until: float, then: Callable[["Connection"], None]) -> None:
+        """Nobody reads any more, but the body has not ended: call *then* when it has, close at *until*."""
+        self._then = then
+        self._discard()
         self._set_alarm(until)
 
     def abort(self) -> None:
@@ -212,6 +218,9 @@ class Connection(asyncio.Protocol):
         if self.head is None and self._head_bytes > MAX_HEAD_BYTES and not self.over:
             self._fail(FailureKind.PROTOCOL, "the head of the answer is too large")
         self._unread_bytes += len(data)
+        if self._then is not None:
+            self._lingered()
+            return
         if self.chunks:
             self._ready = True
             if self._unread_bytes > READ_AHEAD_BYTES and not self._paused and not self._lost_already:
@@ -347,6 +356,19 @@ class Connection(asyncio.Protocol):
                 while not self.over and (data := sock.recv(READ_AHEAD_BYTES)):
                     self.data_received(data)
 
+    def _lingered(self) -> None:
+        """Drop what came; where it was the end, somebody waits for the connection."""
+        self._discard()
+        if self.done and self._then is not None:
+            then, self._then = self._then, None
+            then(self)
+
+    def _discard(self) -> None:
+        self.chunks.clear()
+        self._unread_bytes = 0
+        if self._paused:
+            self._resume()
+
     def _fail(self, kind: FailureKind, message: str) -> None:
         self._fail_with(UpstreamError(kind, message))
 
@@ -380,7 +402,7 @@ class Connection(asyncio.Protocol):
 
     def _ring(self) -> None:
         self._alarm = None
-        if not self.busy:
+        if not self.busy or self._then is not None:
             self.abort()
         elif self._waiter is not None and not self._waiter.done():
             message = "no answer began in time" if self.head is None else "the answer fell silent"

@@ -63,12 +63,12 @@ class Http1Exchange:
             await connection.wait(until)
         return connection.take()
 
-    def close(self) -> None:
+    def close(self, linger_seconds: float = 0.0) -> None:
         """Give the connection back; see `base.Exchange.close`."""
         if (connection := self._connection) is not None:
             self._complete = self.complete
             self._connection = None
-            self._pool._give_back(connection)
+            self._pool._give_back(connection, linger_seconds)
 
 
 class Http1Transport(Transport):
@@ -179,8 +179,15 @@ class Http1Transport(Transport):
         if not connection.busy and connection in self._idle:
             self._idle.remove(connection)
 
-    def _give_back(self, connection: Connection) -> None:
+    def _give_back(self, connection: Connection, linger_seconds: float) -> None:
         self.active -= 1
+        if linger_seconds and not connection.over and connection.usable and not self._closed:
+            connection.linger(asyncio.get_running_loop().time() + linger_seconds, self._park)
+        else:
+            self._park(connection)
+
+    def _park(self, connection: Connection) -> None:
+        """Keep a connection for its next exchange, if it can carry one."""
         if connection.reusable and not self._closed:
             connection.park(asyncio.get_running_loop().time() + IDLE_SECONDS)
             self._idle.append(connection)

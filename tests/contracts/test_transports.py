@@ -897,6 +897,43 @@ async def test_closing_before_the_end_closes_the_connection(
     await eventually(lambda: up.open_connections == 0)
 
 
+@HTTP1
+async def test_a_connection_whose_body_ends_while_it_lingers_is_used_again(
+    transport: Http1Transport, up: FaultyUpstream
+) -> None:
+    """The end of a stream's framing often comes a moment after its last event."""
+    up.plays(
+        [
+            *raw("HTTP/1.1 200 OK", "transfer-encoding: chunked", body=b"4\r\ndone\r\n"),
+            Pause(0.02),
+            Send(b"0\r\n\r\n"),
+        ]
+    )
+    up.always(answer(200, "next"))
+    exchange = await begin(transport)
+    await exchange.read(soon())
+
+    exchange.close(linger_seconds=SOON)
+
+    assert (transport.active, transport.idle) == (0, 0)
+    await eventually(lambda: transport.idle == 1)
+    assert (await fetch(transport))[1] == b"next"
+    assert up.connections == 1
+
+
+@HTTP1
+async def test_a_connection_that_lingers_in_vain_is_closed(
+    transport: Http1Transport, up: FaultyUpstream
+) -> None:
+    up.plays(cut(answer(200, "0123456789"), 4, Hang(), of="body"))
+    exchange = await begin(transport)
+
+    exchange.close(linger_seconds=0.03)
+
+    await eventually(lambda: up.open_connections == 0)
+    assert (transport.active, transport.idle) == (0, 0)
+
+
 async def test_a_stale_connection_is_replaced_silently(transport: AnyTransport, up: FaultyUpstream) -> None:
     up.plays(answer(200, "first"), [Close()], answer(200, "second"))
     await fetch(transport)
