@@ -546,6 +546,21 @@ def test_a_stop_sequence_may_leave_nothing_to_say() -> None:
     assert kind_of(judged(ROLE, STOP, DONE, of=call(stop=["\n"]))[0]) is None
 
 
+def test_what_was_said_is_kept_in_few_pieces() -> None:
+    decoder, _ = judged_open(ROLE, *[delta({"content": str(count % 10)}) for count in range(1000)])
+
+    assert "".join(decoder.said) == "0123456789" * 100
+    assert len(decoder.said) < 260
+
+
+def test_content_in_parts_passes_however_long_it_is() -> None:
+    parts = [delta({"content": [{"type": "text", "text": "a"}]})] * 600
+
+    decoder, output = judged(*parts, STOP, DONE)
+
+    assert (output, decoder.complete, decoder.plain) == (b"".join(parts) + STOP + DONE, True, False)
+
+
 def test_the_end_of_the_body_may_be_what_ends_the_last_event() -> None:
     decoder, output = judged(HELLO, STOP, b"data: [DONE]\n\r")
 

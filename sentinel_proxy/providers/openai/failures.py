@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import Call, ReplyHead, header
+from sentinel_proxy.providers.masking import without_keys
 from sentinel_proxy.wire.json import loads
 from sentinel_proxy.wire.retry_after import retry_after_seconds
 
@@ -132,16 +133,6 @@ _OUR_CODES: Final[dict[FailureKind, str]] = {
 _MAY_GO_BACK: Final = frozenset(
     (_Kind.CALLER, _Kind.CONFLICT, _Kind.CONTEXT_OVERFLOW, _Kind.MODEL_NOT_FOUND, _Kind.UNSUPPORTED)
 )
-
-_KEY_LIKE: Final = re.compile(
-    r"\b(?:[a-z]{1,8}[-_])?(?:sk|pk|rk|gsk|xai|hf|pplx|nvapi)[-_][\w\-*.]{3,}"
-    r"|\bBearer\s+[^\s\"',;]+"
-    r"|\bAIza[\w\-]{10,}",
-    re.IGNORECASE,
-)
-_MASK: Final = "****"
-_MIN_SECRET_CHARS: Final = 8
-"""A shorter word is a placeholder ("none", "ollama"); masking it would only garble sentences."""
 
 _MARKUP: Final = re.compile(r"<\s*(!doctype|html|head|body|script)", re.IGNORECASE)
 
@@ -268,10 +259,7 @@ class Failures:
         """Return an upstream's words without keys or markup, and not too many of them."""
         if _MARKUP.search(text):
             return ""
-        text = _KEY_LIKE.sub(_MASK, text)
-        for secret in (self._api_key, _callers_key(call)):
-            if secret is not None and len(secret) >= _MIN_SECRET_CHARS:
-                text = text.replace(secret, _MASK)
+        text = without_keys(text, self._api_key, _callers_key(call))
         return text.strip()[:MAX_MESSAGE_CHARS]
 
     def _kind(self, found: Details, status: int | None) -> FailureKind:

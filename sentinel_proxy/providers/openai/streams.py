@@ -174,6 +174,7 @@ class ChunkDecoder(EventDecoder):
         self._expected = expected if isinstance(expected, int) and expected > 0 else 1
         self._silent = silent_finishes(call)
         self.said: list[str] = []
+        self._joined = 0  # so many at the beginning of `said` are joined ones
         self._seen: set[Any] = set()
         self._finished: set[Any] = set()
 
@@ -216,10 +217,14 @@ class ChunkDecoder(EventDecoder):
 
     def _keep(self, delta: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         """Keep the text that was said, and note whether anything but text was: a rescue will ask."""
-        if content := delta.get("content"):
+        content = delta.get("content")
+        if isinstance(content, str):
             self.said.append(content)
-            if len(self.said) > MAX_PIECES:
-                self.said = ["".join(self.said)]
+            if len(self.said) == self._joined + MAX_PIECES:  # joined once, so that long answers cost no more
+                self.said[self._joined :] = ["".join(self.said[self._joined :])]
+                self._joined += 1
+        elif content:  # parts, as Mistral sends them
+            self.plain = False
         if self.plain and (choice.get("index") or choice.get("logprobs") or not _is_text(delta)):
             self.plain = False
 
