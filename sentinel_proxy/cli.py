@@ -2,7 +2,7 @@
 What a person types: `sentinel-proxy [serve]`, `check-config`, `demo`.
 
 Parses, prints and exits; the work is done elsewhere, and imported only by the command that
-needs it, so that `--version` and a mistake in the configuration answer at once.
+needs it, so that `--version` answers at once and Ctrl-C is quiet from the start.
 """
 
 import argparse
@@ -10,11 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sentinel_proxy import __version__
-from sentinel_proxy.config import Loaded, effective, load
 from sentinel_proxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sentinel_proxy.config import Loaded
 
 EXIT_MISTAKE = 2
 
@@ -79,6 +81,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from sentinel_proxy.config import load
+
     flags = {"--host": arguments.host, "--port": arguments.port, "--workers": arguments.workers}
     loaded = load(arguments.config, os.environ, flags)
 
@@ -105,12 +109,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
+    from sentinel_proxy.config import load
+
     loaded = load(arguments.config, os.environ)
     _print_loaded(loaded)
     return 0
 
 
-def _print_loaded(loaded: Loaded) -> None:
+def _print_loaded(loaded: "Loaded") -> None:
+    from sentinel_proxy.config import effective
+
     print(effective(loaded.config))
     for note in loaded.notes:
         print(f"# note: {note}")
