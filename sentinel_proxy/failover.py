@@ -35,7 +35,7 @@ TRIAL_PROOF_SECONDS: Final = 5.0
 """A trial that has streamed this long has proved its point; a whole answer may take minutes."""
 
 LINGER_SECONDS: Final = 1.0
-"""After `[DONE]` the end of the body follows at once; waiting for it keeps the connection for the next call."""
+"""After `[DONE]` the body ends at once; waiting for that keeps the connection for the next call."""
 
 Failure = UpstreamError | BreakerOpen
 Wrap = Callable[[Decoder], Decoder]
