@@ -17,6 +17,7 @@ from sentinel_proxy.config.values import Secret
 from sentinel_proxy.errors import UpstreamError
 from sentinel_proxy.model import Call, Endpoint, Header, ReplyHead, UpstreamRequest
 from sentinel_proxy.providers.base import Decoder, ModelEntry, Provider
+from sentinel_proxy.providers.masking import without_keys
 from sentinel_proxy.providers.ollama import failures
 from sentinel_proxy.providers.ollama.chat import ChatDecoder, ChatStreamDecoder
 from sentinel_proxy.providers.ollama.completions import CompletionDecoder, CompletionStreamDecoder
@@ -222,9 +223,12 @@ class OllamaProvider(Provider):
         }
 
     def _heard(self, call: Call, error: UpstreamError) -> UpstreamError:
-        """Learn from a failure, so that the next call does not run into it again."""
+        """Learn from a failure, so that the next call does not run into it again; hide what is secret."""
         if failures.NO_THINKING.search(error.message):
             self.facts.thinking_refused(self.model_for(call.model))
+        key = self._api_key.get_secret_value() if self._api_key is not None else None
+        error.message = without_keys(error.message, key)
+        error.args = (error.message,)
         return error
 
     def _show_reader(self, model: str) -> Callable[[bytes], None]:
