@@ -91,9 +91,14 @@ class Proxy:
     def __repr__(self) -> str:
         return f"<Proxy {self.registry!r}>"
 
+    def interrupt(self) -> None:
+        """End every call that is being served, each as honestly as it still can be."""
+        for line in list(self.service.lines):
+            line.caller.interrupt()
+
     def _build_app(self) -> Starlette:
         rescue = Rescue(self.failover, self.config.rescue.mode, self.clock, self.bus.emit)
-        service = Service(
+        service = self.service = Service(
             self.config, self.failover, rescue, self.load, self.wheel, self.clock, self.bus.emit
         )
         return Starlette(

@@ -2,11 +2,14 @@
 uvicorn around the application: the socket, the signals, and a shutdown that lets calls finish.
 
 SIGTERM and SIGINT drain: readiness turns 503, new calls are refused with a hint to go
-elsewhere, running ones have `drain_seconds`. The exit status is then 0, because that is what
-was asked for; a second SIGINT ends at once.
+elsewhere, running ones have `drain_seconds` and are then told, in the stream or by status, that
+it is over. The exit status is 0, because that is what was asked for; a second SIGINT ends at
+once.
 """
 
 import asyncio
+import math
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +22,10 @@ from sentinel_proxy.errors import ConfigError
 
 KEEP_ALIVE_SECONDS = 75
 """Above the idle time of HTTP clients, so that the client drops the connection first (nginx's value)."""
+
+
+FAREWELL_SECONDS = 5
+"""For the last words to reach their readers, and connections to close, after draining has ended."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,7 +67,6 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, proxy: Proxy, on_started: Callable[[], None] | None = None) -> None:
-        server = proxy.config.server
         super().__init__(
             uvicorn.Config(
                 proxy.app,
@@ -72,12 +78,13 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=max(1, round(server.drain_seconds)),
+                timeout_graceful_shutdown=FAREWELL_SECONDS,
                 backlog=2048,
             )
         )
         self._proxy = proxy
         self._on_started = on_started
+        self._drained_at = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -85,15 +92,40 @@ class Server(uvicorn.Server):
             self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; the signal is not raised again afterwards, so the exit status is 0."""
-        if self.should_exit and sig == 2:
+        """Drain; a second SIGINT ends at once. No signal is raised again, so the exit status is 0."""
+        if self._proxy.load.draining and sig == signal.SIGINT:
             self.force_exit = True
-        self.stop()
+            self.stop()
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """
+        Admit nothing new and end when what runs is done, or has had its time.
+
+        The socket stays open meanwhile: whoever calls learns from a 503 to go elsewhere, and an
+        orchestrator that asks sees that we are not ready.
+        """
+        load = self._proxy.load
+        if not load.draining:
+            load.draining = True
+            self._drained_at = self._proxy.clock.monotonic() + self._proxy.config.server.drain_seconds
 
     def stop(self) -> None:
-        """Admit nothing new and end when what runs is done."""
+        """End now: what still runs is told so."""
         self._proxy.load.draining = True
+        self._proxy.interrupt()
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, whether draining is over."""
+        load = self._proxy.load
+        if load.draining and not self.should_exit:
+            if load.in_flight == 0:
+                self.should_exit = True
+            elif self._proxy.clock.monotonic() >= self._drained_at:
+                self.stop()
+        return await super().on_tick(counter)
 
 
 def serve(proxy: Proxy, listener: socket.socket, on_started: Callable[[], None] | None = None) -> None:

@@ -105,6 +105,11 @@ def of_late_body() -> ErrorAnswer:
     return late
 
 
+def of_shutdown() -> ErrorAnswer:
+    """The proxy goes down before the call is done; another replica, or the next start, can serve it."""
+    return answer(503, "the proxy is shutting down", code="proxy_draining", retry_after=1.0)
+
+
 def of_no_reply(error: NoReply, call: Call) -> ErrorAnswer:
     """Nobody answered: pick the best news out of what everybody said."""
     news = News(error, call)

@@ -7,7 +7,7 @@ how the call ended exactly once, and gives everything back.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
@@ -36,6 +36,7 @@ class Service:
     wheel: Wheel
     clock: Clock
     emit: Emit
+    lines: "set[Line]" = field(default_factory=set)  # the requests being served
 
 
 class Line:
@@ -52,6 +53,7 @@ class Line:
         self.caller = Caller(receive, send, service.wheel, service.clock)
         self.call: Call | None = None
         self.reply: Reply | None = None
+        service.lines.add(self)
 
     async def read(self, rewrite: Callable[[bytes], bytes] | None = None) -> Call:
         """
@@ -128,8 +130,10 @@ class Line:
             case asyncio.CancelledError() if self.caller.cancelled():
                 if self.caller.gone:
                     self.finish(Outcome.HUNG_UP, 499)
-                else:
+                elif self.caller.late:
                     await self._answer(errors.of_late_body(), Outcome.CALLER_ERROR)
+                else:
+                    await self._answer(errors.of_shutdown(), Outcome.FAILURE)
             case _:
                 if self.caller.streaming and isinstance(error, Exception):
                     await self._end_in_band(
@@ -141,8 +145,9 @@ class Line:
     async def _answer(self, answer: errors.ErrorAnswer, outcome: Outcome) -> None:
         caller = self.caller
         if caller.streaming:  # kept warm: the status is spent, so the error goes in-band
-            await self._end_in_band(answer.message, answer.type, answer.param, answer.code)
-            self.finish(outcome, 200, answer.code)
+            code = answer.code if self.reply is None else "stream_interrupted"
+            await self._end_in_band(answer.message, answer.type, answer.param, code)
+            self.finish(outcome if self.reply is None else Outcome.TRUNCATED, 200, code)
         elif caller.started:  # half of something: ending without its last byte is the honest way
             self.finish(Outcome.TRUNCATED, 200, answer.code)
         else:
@@ -200,6 +205,7 @@ class Line:
 
     def close(self) -> None:
         """Give everything back; on every way out."""
+        self._service.lines.discard(self)
         self.caller.release()
         if self.reply is not None:
             self.reply.close()

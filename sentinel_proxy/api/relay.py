@@ -48,9 +48,10 @@ class Caller:
     The far end of one call.
 
     Create it in the task that serves the request once its head is here, call `release` on every
-    way out. That task is cancelled when a body does not arrive in time (`late`) and, from
-    `watch` on, when the caller hangs up or does not read for `WRITE_SECONDS` (`gone`): so the
-    two can be told apart from a cancellation by somebody else.
+    way out. That task is cancelled when a body does not arrive in time (`late`), when the proxy
+    cannot wait any longer (`interrupted`) and, from `watch` on, when the caller hangs up or does
+    not read for `WRITE_SECONDS` (`gone`): so the three can be told apart from a cancellation by
+    somebody else.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Caller:
         "_watcher",
         "_wheel",
         "gone",
+        "interrupted",
         "late",
         "started",
         "streaming",
@@ -88,6 +90,7 @@ class Caller:
         self._sending_since: float | None = None
         self._last_sent = 0.0
         self.gone = False
+        self.interrupted = False
         self.late = False
         self.started = False
         self.streaming = False
@@ -187,9 +190,10 @@ class Caller:
             if now >= self._hold_at:
                 self._hold_at = 0.0
                 self._keep_warm(now)
+                due = min(due, now + (self._heartbeat_seconds or WRITE_SECONDS))
             else:
                 due = min(due, self._hold_at)
-        if self.started and self.streaming and self._heartbeat_seconds:
+        elif self.started and self.streaming and self._heartbeat_seconds:
             beat = self._last_sent + self._heartbeat_seconds
             if now >= beat and self._sending_since is None:
                 self._keep_warm(now)
@@ -216,13 +220,19 @@ class Caller:
         self.gone = True
         self._cancel()
 
+    def interrupt(self) -> None:
+        """Make an end of it: the proxy is shutting down, and the time to finish is over."""
+        if not (self.gone or self.late or self.interrupted):
+            self.interrupted = True
+            self._cancel()
+
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
     def cancelled(self) -> bool:
         """Take back a cancellation of our own making; False if it was somebody else's."""
-        if not (self.gone or self.late) or self._task is None:
+        if not (self.gone or self.late or self.interrupted) or self._task is None:
             return False
         self._task.uncancel()
         return True

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sentinel_proxy.api.errors import answer
+from sentinel_proxy.api.errors import answer, of_shutdown
 from sentinel_proxy.api.send import send_error
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.middleware.auth import is_call
@@ -36,7 +36,7 @@ class InFlightMiddleware:
             return
         load = self._load
         if load.draining:
-            refusal = answer(503, "the proxy is shutting down", code="proxy_draining", retry_after=1.0)
+            refusal = of_shutdown()
             refusal.headers.append((b"connection", b"close"))
             await send_error(send, refusal)
             return
