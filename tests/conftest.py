@@ -2,18 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
-import httpx
 import hypothesis
 import pytest
-from harness import Harness, Start
+from harness import Harness, Start, started
 
-from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import Config
-from sentinel_proxy.events import Bus, Event
-from sentinel_proxy.server import running
 from sentinel_proxy.testing import FaultyUpstream
-
 
 # Machines are shared and slow at times: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -45,13 +41,7 @@ async def start() -> AsyncIterator[Start]:
     """Start a proxy with a configuration; it is stopped after the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(config: Config) -> Harness:
-            bus, events = Bus(), list[Event]()
-            bus.subscribe_all(events.append)
-            proxy = Proxy(config, bus=bus)
-            url = await stack.enter_async_context(running(proxy))
-            client = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
-            await stack.enter_async_context(client)
-            return Harness(proxy, url, client, events)
+        async def start(config: Config, **parts: Any) -> Harness:
+            return await stack.enter_async_context(started(config, **parts))
 
         yield start

@@ -1,7 +1,9 @@
 """A real proxy between real sockets: what many tests are built on."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
 import httpx
 
@@ -14,7 +16,8 @@ from sentinel_proxy.config import (
     RetryConfig,
     TimeoutsConfig,
 )
-from sentinel_proxy.events import CallFinished, Event
+from sentinel_proxy.events import Bus, CallFinished, Event
+from sentinel_proxy.server import running
 from sentinel_proxy.testing import FaultyUpstream
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
@@ -68,4 +71,31 @@ class Harness:
         )
 
 
-Start = Callable[[Config], Awaitable[Harness]]
+@asynccontextmanager
+async def started(config: Config, **parts: Any) -> AsyncIterator[Harness]:
+    """Run a proxy with *config*; *parts* go to `Proxy`. Leaving stops it."""
+    bus, events = Bus(), list[Event]()
+    bus.subscribe_all(events.append)
+    proxy = Proxy(config, bus=bus, **parts)
+    async with (
+        running(proxy) as url,
+        httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client,
+    ):
+        yield Harness(proxy, url, client, events)
+
+
+class Start(Protocol):
+    """What the fixture `start` is."""
+
+    async def __call__(self, config: Config, **parts: Any) -> Harness:
+        """Start a proxy with *config*; it is stopped after the test. *parts* go to `Proxy`."""
+        ...
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 2.0) -> None:
+    """Wait until *condition* holds; fail if it does not within *seconds*."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while not condition():
+        assert loop.time() < until, "it never came true"
+        await asyncio.sleep(0.005)
