@@ -177,7 +177,7 @@ class Log:
 
 def _stdout() -> BinaryIO:
     """Return standard output unbuffered: a thread stuck in a buffer's lock would abort the exit."""
-    return cast(BinaryIO, open(sys.stdout.fileno(), "wb", buffering=0, closefd=False))  # noqa: SIM115
+    return cast(BinaryIO, open(sys.stdout.fileno(), "wb", buffering=0, closefd=False))
 
 
 def _of_call(call: Call) -> dict[str, Any]:
