@@ -180,6 +180,8 @@ class UpstreamError(SentinelError):
         retry_after: Seconds the upstream asked us to wait; never negative.
         body: The error body as it came, for failures that go back to the caller unchanged.
         headers: The upstream's response headers, for the same purpose.
+        personal: It concerns the caller's own account at the upstream, since the caller's own
+            key was sent: it says nothing about anybody else's calls.
     """
 
     def __init__(
@@ -194,6 +196,7 @@ class UpstreamError(SentinelError):
         retry_after: float | None = None,
         body: bytes | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        personal: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -205,6 +208,7 @@ class UpstreamError(SentinelError):
         self.retry_after = retry_after
         self.body = body
         self.headers = headers
+        self.personal = personal
 
     @property
     def consequence(self) -> Consequence:

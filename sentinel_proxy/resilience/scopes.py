@@ -220,8 +220,9 @@ class ProviderBreakers:
         """
         Cast the votes of a failed attempt.
 
-        - What says nothing (a caller's fault, a 429) frees both places. So does a call from
-          before the provider's breaker last moved: what broke off then is no news of today.
+        - What says nothing (a caller's fault, a 429, an empty account of the caller's own) frees
+          both places. So does a call from before the provider's breaker last moved: what broke
+          off then is no news of today.
         - A provider's failure counts there. It also counts for the model, so that resets and
           overloads in turn are one run of failures; but not once the provider's breaker has
           opened, which says it all: one outage, one incident.
@@ -229,7 +230,7 @@ class ProviderBreakers:
           connection worked, but it is no proof: it neither ends a rest nor fails a trial.
         """
         consequence = error.consequence
-        if consequence.vote is not Vote.FAILURE or not permit._own.counts:
+        if consequence.vote is not Vote.FAILURE or error.personal or not permit._own.counts:
             permit._free(now)
             return
         if (self._forced_scope or consequence.scope) is Scope.PROVIDER:

@@ -105,7 +105,9 @@ class Upstream:
         )
 
     def learn(self, error: UpstreamError, model: str, now: float) -> None:
-        """Remember what a failure says about the time after it."""
+        """Remember what a failure says about the time after it, for everybody's calls."""
+        if error.personal:
+            return
         if error.kind is FailureKind.THROTTLED:
             self.gate.close(error.retry_after, now)
         elif error.kind is FailureKind.MODEL_NOT_FOUND:

@@ -300,3 +300,11 @@ def test_errors_inside_an_answer_are_named_by_the_same_tables(
 def test_failures_that_we_find_ourselves_have_codes_of_ours() -> None:
     assert Failures().of_kind(K.TRUNCATED, "m").code == "upstream_incomplete"
     assert Failures().of_kind(K.OVERLOADED, "m").code is None
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "rate_limit_exceeded"])
+@pytest.mark.parametrize("callers_key", [True, False], ids=["the caller's key", "our own key"])
+def test_what_an_account_lacks_is_personal_only_with_the_callers_own_key(
+    code: str, callers_key: bool
+) -> None:
+    assert failure(429, said(code=code), callers_key=callers_key).personal is callers_key

@@ -588,3 +588,14 @@ def test_room_is_made_first_from_what_does_not_matter_any_more(watched: Watched)
     watched.fail(OF_MODEL, model="one more")
 
     assert watched.models == {"recent": ("closed", 1), "one more": ("closed", 1)}
+
+
+def test_an_empty_account_of_a_callers_own_speaks_against_nobody() -> None:
+    """Where callers bring their own keys, one that has run out must not cost the others their provider."""
+    breakers = ProviderBreakers("openai", BreakerConfig(failure_threshold=1), lambda _: None)
+
+    breakers.acquire("gpt", 0.0).fail(
+        UpstreamError(FailureKind.QUOTA, "no money left", status=429, personal=True), 0.0
+    )
+
+    assert breakers.own.state is State.CLOSED

@@ -239,6 +239,7 @@ class Failures:
             retry_after=retry_after_seconds(head.headers),
             body=body if self._may_go_back(kind, found, body) else None,
             headers=head.headers,
+            personal=self._is_personal(kind),
         )
 
     def in_band(self, call: Call, payload: Any) -> UpstreamError:
@@ -248,7 +249,13 @@ class Failures:
         message = self.message(call, found.message) or "the upstream reported an error inside its answer"
         status = (found.status or 400) if kind in _MAY_GO_BACK else None
         return UpstreamError(
-            kind, message, status=status, code=_code(kind, found), type=found.type, param=found.param
+            kind,
+            message,
+            status=status,
+            code=_code(kind, found),
+            type=found.type,
+            param=found.param,
+            personal=self._is_personal(kind),
         )
 
     def of_kind(self, kind: FailureKind, message: str) -> UpstreamError:
@@ -265,6 +272,10 @@ class Failures:
     def _kind(self, found: Details, status: int | None) -> FailureKind:
         kind = _named(found, status)
         return _Kind.CALLER if kind is _Kind.CREDENTIAL and self._callers_key else kind
+
+    def _is_personal(self, kind: FailureKind) -> bool:
+        """Whether *kind* is about an account, and the account is the caller's."""
+        return self._callers_key and kind in (_Kind.QUOTA, _Kind.THROTTLED)
 
     def _may_go_back(self, kind: FailureKind, found: Details, body: bytes) -> bool:
         if kind is _Kind.CONTEXT_OVERFLOW and found.code != _OUR_CODES[kind]:
