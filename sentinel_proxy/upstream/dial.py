@@ -155,7 +155,9 @@ class Dialer:
 
 async def _connected(address: Address) -> socket.socket:
     family, where = address
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # named, or asyncio sets no TCP_NODELAY
     try:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, where)

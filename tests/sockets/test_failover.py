@@ -387,6 +387,17 @@ def with_base_url(config: Config, base_url: str) -> Config:
 
 
 class TestConnections:
+    async def test_small_writes_wait_for_nobody(self, start: Start, primary: FaultyUpstream) -> None:
+        """Nagle's algorithm and delayed acknowledgements would cost every call some 40 ms."""
+        primary.always(openai_completion("quick"))
+        harness = await start(chain(primary))
+        began = asyncio.get_running_loop().time()
+
+        for _ in range(20):
+            await harness.chat()
+
+        assert (asyncio.get_running_loop().time() - began) / 20 < 0.03
+
     async def test_a_stale_connection_is_replaced_silently(
         self, start: Start, primary: FaultyUpstream
     ) -> None:
