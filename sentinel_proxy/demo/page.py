@@ -7,7 +7,7 @@ from sentinel_proxy.demo.application import MODEL
 from sentinel_proxy.demo.tally import Tally
 from sentinel_proxy.demo.terminal import Style, Terminal, mark_of
 
-_COLUMNS: Final = (36, 18, 18)
+_COLUMNS: Final = (40, 17, 17)
 
 
 def opening(terminal: Terminal, *, proxy: str, openai: str, ollama: str) -> None:
@@ -40,7 +40,7 @@ def summary(terminal: Terminal, through: Tally, direct: Tally, opened: int) -> N
     _row(terminal, "  begun by one, finished by the other", who["both"], "", "dim")
     _row(terminal, "failed", through.failed, direct.failed, "bad" if through.failed else "good")
     _row(terminal, "slowest good answer", _slowest(through), _slowest(direct))
-    _row(terminal, "breaker opened", f"{opened} times", "")
+    _row(terminal, "times the breaker opened", opened, "")
     terminal.print()
     terminal.print(terminal.paint(f"  {verdict(through.failed, direct.failed)}", "bold"))
 
@@ -84,7 +84,8 @@ def _curl(flags: str, proxy: str, question: str, more: str = "") -> str:
 
 def _row(terminal: Terminal, label: str, left: object, right: object, style: Style = "plain") -> None:
     first, second, third = _COLUMNS
-    terminal.print(terminal.paint(f"  {label:<{first}}{left!s:>{second}}{right!s:>{third}}", style))
+    line = f"  {label:<{first}}{left!s:>{second}}{right!s:>{third}}".rstrip()
+    terminal.print(terminal.paint(line, style))
 
 
 def _slowest(tally: Tally) -> str:

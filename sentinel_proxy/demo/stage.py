@@ -83,6 +83,10 @@ def _proxy(openai: SimulatedOpenAI, ollama: SimulatedOllama, bus: Bus) -> Proxy:
     return Proxy(settings, registry=registry, bus=bus)
 
 
+class _Deserted(Exception):
+    """Nobody reads what is printed any more."""
+
+
 class Script:
     """
     The timed part of the demo.
@@ -110,19 +114,22 @@ class Script:
     async def play(self) -> None:
         """Make every call of the script; return when each has ended, or when nobody reads any more."""
         self._began_at = self._loop.time()
-        async with asyncio.TaskGroup() as calls:
-            for beat, question in zip(range(BEATS), cycle(QUESTIONS), strict=False):
-                await self._reach(beat)
-                if self._terminal.gone:
-                    break
-                await self._change_scene(beat)
-                for application, tally in self._ways:
-                    tally.begun += 1
-                    calls.create_task(self._call(application, tally, question, stream=beat % 2 == 0))
-            await self._wait_for_the_last()
+        try:
+            async with asyncio.TaskGroup() as calls:
+                for beat, question in zip(range(BEATS), cycle(QUESTIONS), strict=False):
+                    await self._reach(beat)
+                    await self._change_scene(beat)
+                    for application, tally in self._ways:
+                        tally.begun += 1
+                        calls.create_task(self._call(application, tally, question, stream=beat % 2 == 0))
+                await self._wait_for_the_last()
+        except* _Deserted:
+            pass  # has ended the calls that were running
 
     async def _reach(self, beat: int) -> None:
         await asyncio.sleep(beat * BEAT_SECONDS - self.seconds())
+        if self._terminal.gone:
+            raise _Deserted
         if beat and beat % BEATS_A_LINE == 0:
             self._show_calls()
 

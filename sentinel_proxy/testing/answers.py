@@ -141,7 +141,7 @@ def _instance(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], dep
         return None
     if "$ref" in schema:
         target: Any = root
-        for key in schema["$ref"].removeprefix("#/").split("/"):
+        for key in filter(None, schema["$ref"].removeprefix("#").split("/")):
             target = target[key]
         return _instance(target, text, root, depth + 1)
     if "const" in schema:
