@@ -196,6 +196,7 @@ class HttpxExchange:
         """Send the request; again if the pool gave us connections that were dead already."""
         while not self._abandoned:
             self._connected, self._reused, started = False, False, self._loop.time()
+            self._phase = _Phase.CONNECTING
             try:
                 return await self._transport._client.send(self._request, stream=True, follow_redirects=False)
             except httpx.TransportError as error:
@@ -204,6 +205,12 @@ class HttpxExchange:
                 stale = self._reused and self._loop.time() - started < STALE_SECONDS
                 if not (reset and stale and self._body is None):
                     raise
+            except AttributeError as error:
+                if self._phase is not _Phase.CONNECTING:
+                    raise
+                # anyio on uvloop: a connection that was lost just after it was made has no socket.
+                gone = "the connection was closed while it was being made"
+                raise UpstreamError(FailureKind.CONNECT, gone) from error
         raise _Abandoned
 
     async def _receive(self, response: httpx.Response) -> None:

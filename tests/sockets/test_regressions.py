@@ -1,9 +1,15 @@
 """Defects that the chaos runs have found, each as small as it gets."""
 
+import asyncio
+import socket
+
 import pytest
 from harness import Start, chain
 
-from sentinel_proxy.testing import FaultyUpstream, ollama_error, openai_error
+from sentinel_proxy.errors import FailureKind, UpstreamError
+from sentinel_proxy.model import UpstreamRequest
+from sentinel_proxy.testing import HOST, FaultyUpstream, ollama_error, openai_error
+from sentinel_proxy.upstream.httpx import HttpxTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -21,3 +27,27 @@ async def test_a_key_that_ollama_repeats_is_not_shown(
     assert reply.status_code == {400: 400}.get(status, 502)
     assert "0123456789abcdef" not in reply.text
     assert "****" in reply.text
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_connection_lost_while_httpx_is_making_it_is_a_failure_of_the_upstream(turns: int) -> None:
+    """
+    However many turns of the event loop it lived: anyio's AttributeError is none of the caller's business.
+    """
+    listener = socket.create_server((HOST, 0))
+    transport = HttpxTransport(f"http://{HOST}:{listener.getsockname()[1]}")
+    until = asyncio.get_running_loop().time() + 1
+    opening = asyncio.create_task(
+        transport.open(UpstreamRequest("POST", "/v1/x", (), b"{}"), connect_seconds=1, until=until)
+    )
+
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    listener.close()
+    with pytest.raises(UpstreamError) as caught:
+        await opening
+    await transport.aclose()
+
+    assert caught.value.kind in (FailureKind.CONNECT, FailureKind.RESET)
+    assert transport.active == 0
