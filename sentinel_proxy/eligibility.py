@@ -20,11 +20,14 @@ _WINDOW: Final = re.compile(r"context (?:length|size|window)\D{0,30}(\d+)", re.I
 """Where servers say how long their window is: "maximum context length is 8192 tokens"."""
 
 
-def unfit(provider: Provider, call: Call, overflowed_tokens: int = 0) -> UpstreamError | None:
+def unfit(
+    provider: Provider, call: Call, first: Provider, overflowed_tokens: int = 0
+) -> UpstreamError | None:
     """
     Return why *provider* cannot serve *call*, or None if nothing is known against it.
 
     Args:
+        first: Of the call's chain; its model is the one that is meant.
         overflowed_tokens: The largest context window that was too small for the call already.
     """
     if not provider.serves(call.endpoint):
@@ -33,6 +36,11 @@ def unfit(provider: Provider, call: Call, overflowed_tokens: int = 0) -> Upstrea
     if not provider.can_authorize(call):
         message = f"the call brings no API key, and the proxy has none for {provider.name}"
         return UpstreamError(FailureKind.UNSUPPORTED, message, status=401, code="invalid_api_key")
+    if call.endpoint is Endpoint.EMBEDDINGS and _model(provider, call) != _model(first, call):
+        message = (
+            f"{provider.name} has another model: its vectors cannot be compared with those of {first.name}"
+        )
+        return UpstreamError(FailureKind.UNSUPPORTED, message, code="unsupported_by_fallback", param="model")
     if provider.context_window is not None and provider.context_window <= overflowed_tokens:
         message = f"the context window of {provider.name} is no larger"
         return UpstreamError(FailureKind.CONTEXT_OVERFLOW, message, code="context_length_exceeded")
@@ -52,6 +60,11 @@ def overflowed_tokens(provider: Provider, failure: UpstreamError | BreakerOpen) 
         return 0
     said = _WINDOW.search(failure.message)
     return provider.context_window or (int(said[1]) if said is not None else 0)
+
+
+def _model(provider: Provider, call: Call) -> str:
+    """Return which model *call* goes to; Ollama's default tag says nothing."""
+    return provider.model_for(call.model).removesuffix(":latest")
 
 
 def _tied(call: Call) -> bool:

@@ -248,7 +248,7 @@ class Failover:
                 raise NoReply(failures, deadline_exceeded=True)
             alone = not self._another(call, chain[position + 1 :])
             try:
-                if (reason := unfit(upstream.provider, call, overflowed)) is not None:
+                if (reason := unfit(upstream.provider, call, wanted[0].provider, overflowed)) is not None:
                     raise self._passed_by(upstream, call, reason)
                 reply = await self._ask(upstream, call, wrap, alone=alone)
             except (UpstreamError, BreakerOpen) as failure:
