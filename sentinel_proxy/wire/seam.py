@@ -97,6 +97,8 @@ class Seam:
 
     def _decided(self, rest: str) -> str:
         text = self._held[self._overlap :] + rest
+        if self._overlap:
+            self._trims = False  # it took up the thread: what follows is no line of its own
         self._held, self._overlap = "", 0
         if self._trims and text:
             self._trims = False
