@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.errors import FailureKind, NoReply, UpstreamError
+from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import Emit, StreamRescued
 from sentinel_proxy.failover import Failover, Reply
 from sentinel_proxy.model import Call, Endpoint, Usage
@@ -108,19 +108,25 @@ class Rescue:
         return [
             upstream
             for upstream in (*chain[at + 1 :], *chain[:at])
-            if upstream.breakers.own.state is State.CLOSED
-            and upstream.admits(upstream.provider.model_for(call.model), now)
+            if _healthy(upstream, upstream.provider.model_for(call.model), now)
         ]
 
     async def _continued(self, call: Call, broken: Reply, upstream: Upstream, method: str) -> Reply | None:
         continuation = continue_call(call, broken.decoder, upstream.name, method)
         try:
             reply = await self._failover.open(
-                continuation, wrap=lambda inner: Splice(inner, broken, upstream.name, method, call)
+                continuation,
+                wrap=lambda inner: Splice(
+                    inner,
+                    broken.decoder,
+                    call,
+                    source=broken.upstream.name,
+                    target=upstream.name,
+                    method=method,
+                ),
             )
         except NoReply as error:
-            refused = error.failures[-1] if error.failures else None
-            if method == "prefill" and isinstance(refused, UpstreamError) and refused.status == 400:
+            if method == "prefill" and any(map(_refuses_prefill, error.failures)):
                 upstream.rejects_prefill = True
             return None
         finally:
@@ -161,22 +167,26 @@ class Splice(Decoder):
 
     Args:
         inner: Decodes the continuation into chat completion chunks.
-        broken: The reply that broke; its decoder knows what was said.
-        provider: Who continues.
+        said: The decoder of the stream that broke; it knows what the caller has.
+        source: The provider whose stream broke.
+        target: Who continues.
         method: "prefill" or "instruct".
     """
 
-    def __init__(self, inner: Decoder, broken: Reply, provider: str, method: str, call: Call) -> None:
-        said = broken.decoder
+    def __init__(
+        self, inner: Decoder, said: Decoder, call: Call, *, source: str, target: str, method: str
+    ) -> None:
         self._inner = inner
         self._identity = said.opened_as
         self._seam = Seam("".join(said.said), trims=method == "instruct")
         self._tokens_before = said.progress
         self._wants_usage = bool((call.payload.get("stream_options") or {}).get("include_usage"))
+        self._latest: dict[str, Any] = {}  # the last chunk with a choice, for what is still held at the end
+        self._ended = False  # a finish reason was passed on
         self._marker: dict[str, Any] | None = {
             "event": "midstream_failover",
-            "from": broken.upstream.name,
-            "to": provider,
+            "from": source,
+            "to": target,
             "at_chars": sum(map(len, said.said)),
             "method": method,
         }
@@ -189,70 +199,89 @@ class Splice(Decoder):
 
     def _spliced(self, events: bytes) -> bytes:
         inner = self._inner
+        output: list[bytes] = []
         try:
-            output = b"".join(
-                self._event(frame.data) for frame in sse.frames(events) if frame.data is not None
-            )
+            for frame in sse.frames(events):
+                if frame.data is not None:
+                    output.append(self._event(frame.data))
         except SeamError as error:
             self.failure = UpstreamError(FailureKind.PROTOCOL, str(error))
-            return b""
+            return b"".join(output)
+        # A finish reason alone is no beginning: it may turn out that nothing was said.
+        self.began = inner.began and self._marker is None
         self.model, self.progress = inner.model, inner.progress
         self.finished, self.complete, self.failure = inner.finished, inner.complete, inner.failure
-        self.usage = self._summed(inner.usage)
-        return output
+        self.usage = self._both(inner.usage) if inner.usage is not None else None
+        return b"".join(output)
 
     def _event(self, data: bytes) -> bytes:
         if data == b"[DONE]":
-            return openai.DONE
+            return self._held() + openai.DONE
         chunk = loads(data)
         if self._identity is not None:
             chunk["id"], chunk["created"] = self._identity
-        choices = chunk.get("choices")
-        if not choices:
+        if not chunk.get("choices"):
             return self._usage_event(chunk)
-        choice = choices[0]
-        delta = choice.get("delta") or {}
-        delta.pop("role", None)
-        if content := delta.get("content"):
-            delta["content"] = self._seam.push(content)
-        if choice.get("finish_reason") is not None and (rest := self._seam.close()):
-            delta["content"] = (delta.get("content") or "") + rest
-        if not delta.get("content"):
-            delta.pop("content", None)
-        choice["delta"] = delta
+        self._latest = chunk
+        choice = chunk["choices"][0]
+        choice["delta"] = self._continued(choice)
+        if self._ended:
+            choice["finish_reason"] = None
+        self._ended = self._ended or choice.get("finish_reason") is not None
         if not self._wants_usage:
             chunk.pop("usage", None)
-        if not delta and choice.get("finish_reason") is None:
+        elif chunk.get("usage"):
+            chunk["usage"] = self._counts(chunk["usage"])
+        if not choice["delta"] and choice.get("finish_reason") is None:
             return b""
         return self._marked(chunk)
 
+    def _continued(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a choice adds to the text that the caller has."""
+        delta = dict(choice.get("delta") or {})
+        delta.pop("role", None)
+        text = self._seam.push(delta.pop("content", None) or "")
+        if choice.get("finish_reason") is not None:
+            text += self._seam.close()
+        return {"content": text, **delta} if text else delta
+
+    def _held(self) -> bytes:
+        """Write the text that the seam still holds; there is none after a finish reason."""
+        text = self._seam.close()
+        if not text:
+            return b""
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        return self._marked({**self._latest, "choices": [choice]})
+
     def _marked(self, chunk: dict[str, Any]) -> bytes:
         """Write *chunk*; the first one says that somebody else goes on."""
-        self.began = True
         if self._marker is None:
             return openai.event(chunk)
         chunk["sentinel"], self._marker = self._marker, None
         return b": sentinel failover\n\n" + openai.event(chunk)
 
     def _usage_event(self, chunk: dict[str, Any]) -> bytes:
-        usage = self._summed(self._inner.usage)
-        if not self._wants_usage or usage is None:
+        if not self._wants_usage or not chunk.get("usage"):
             return b""
-        chunk["usage"] = {
+        chunk["usage"] = self._counts(chunk["usage"])
+        return openai.event(chunk)
+
+    def _counts(self, reported: Mapping[str, Any]) -> dict[str, int]:
+        """Return the usage of both parts, given that of the second."""
+        prompt, completion = (reported.get(f"{part}_tokens") or 0 for part in ("prompt", "completion"))
+        usage = self._both(Usage(prompt, completion))
+        return {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
         }
-        return openai.event(chunk)
 
-    def _summed(self, usage: Usage | None) -> Usage | None:
+    def _both(self, usage: Usage) -> Usage:
         """
         Add up both parts: the continuation counted the first part as prompt, we count it as answer.
 
         The broken stream never told its usage, so its tokens are estimated as its events were many.
         """
-        if usage is None:
-            return None
         prompt = max(0, usage.prompt_tokens - self._tokens_before)
         return Usage(prompt, usage.completion_tokens + self._tokens_before)
 
@@ -266,6 +295,22 @@ def _methods(upstream: Upstream, call: Call) -> tuple[str, ...]:
     if declared == "prefill" and not upstream.rejects_prefill:
         return ("prefill",) if with_tools else ("prefill", "instruct")
     return () if with_tools else ("instruct",)
+
+
+def _healthy(upstream: Upstream, model: str, now: float) -> bool:
+    """Whether nothing is known against *upstream*: a stream in distress is no trial."""
+    breakers = (upstream.breakers.own, upstream.breakers.models_view().get(model))
+    resting = any(breaker is not None and breaker.state is not State.CLOSED for breaker in breakers)
+    return not resting and upstream.admits(model, now)
+
+
+def _refuses_prefill(failure: UpstreamError | BreakerOpen) -> bool:
+    """Whether a provider said that a conversation must not end with the assistant's own words."""
+    return (
+        isinstance(failure, UpstreamError)
+        and failure.status == 400
+        and failure.kind in (FailureKind.CALLER, FailureKind.UNSUPPORTED)
+    )
 
 
 def _promises_format(payload: Mapping[str, Any]) -> bool:
