@@ -44,7 +44,14 @@ _OF_THE_BODY: Final = frozenset(
 _NEVER_OR_OF_THE_BODY: Final = _NEVER_RELAYED | _OF_THE_BODY
 
 
-NOTHING_ASKED: Final[list[Header]] = [(b"x-sentinel-attempts", b"0"), (b"x-sentinel-failover", b"false")]
+NOBODY: Final = b"none"
+
+NOTHING_ASKED: Final[list[Header]] = [
+    (b"x-sentinel-attempts", b"0"),
+    (b"x-sentinel-failover", b"false"),
+    (b"x-sentinel-provider", NOBODY),
+    (b"x-sentinel-model", NOBODY),
+]
 """For answers to requests that never became a call."""
 
 
@@ -80,12 +87,21 @@ def of_call(call: Call | None, reply: Reply | None, seconds: float) -> list[Head
     ]
     if call is not None and call.trail:
         headers.append((b"x-sentinel-trail", trail_text(call).encode()))
-    if reply is not None:
-        headers.append((b"x-sentinel-provider", reply.upstream.name.encode()))
-        headers.append((b"x-sentinel-model", _header_safe(reply.served_model)))
-        if reply.lossy:
-            headers.append((b"x-sentinel-lossy", ",".join(reply.lossy).encode()))
+    if reply is None:
+        headers.append((b"x-sentinel-provider", _asked_last(call)))
+        headers.append((b"x-sentinel-model", _header_safe(call.model) if call is not None else NOBODY))
+        return headers
+    headers.append((b"x-sentinel-provider", reply.upstream.name.encode()))
+    headers.append((b"x-sentinel-model", _header_safe(reply.served_model)))
+    if reply.lossy:
+        headers.append((b"x-sentinel-lossy", ",".join(reply.lossy).encode()))
     return headers
+
+
+def _asked_last(call: Call | None) -> bytes:
+    """Return who was asked last where nobody has answered: an error that is relayed is theirs."""
+    asked = [attempt.provider for attempt in call.trail if attempt.sent] if call is not None else []
+    return asked[-1].encode() if asked else NOBODY
 
 
 def trail_text(call: Call) -> str:
@@ -95,4 +111,4 @@ def trail_text(call: Call) -> str:
 
 def _header_safe(text: str) -> bytes:
     """Model names come from upstreams: keep only what a header value may hold (RFC 9110 §5.5)."""
-    return "".join(char for char in text if char.isprintable()).encode("ascii", "replace")[:200]
+    return "".join(char for char in text if char.isprintable()).encode("ascii", "replace")[:200] or NOBODY

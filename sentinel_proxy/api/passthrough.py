@@ -37,7 +37,7 @@ class StreamedThrough:
             call = line.call = self._call(scope)
             limit_bytes = self._service.config.server.max_upload_bytes
             upload = Upload(scope["headers"], line.caller, limit_bytes)
-            path = scope["path"].removeprefix("/v1")
+            path = scope["raw_path"].decode("latin-1").removeprefix("/v1")
 
             def request_for(provider: OpenAIProvider) -> UpstreamRequest:
                 return provider.passthrough(
@@ -46,7 +46,6 @@ class StreamedThrough:
 
             reply = await self._passthrough.open(call, request_for)
             kept = headers.relayed(reply.headers, with_body=True)
-            kept.append((b"x-sentinel-provider", reply.upstream.name.encode()))
             if reply.status >= 400:
                 kept += errors.advice(reply.status, kept)
             await line.caller.start(reply.status, [*kept, *line.headers()])
