@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
+from importlib.util import find_spec
 from typing import Any
 
 from starlette.applications import Starlette
@@ -171,7 +172,7 @@ def default_transport(provider: Provider, wheel: Wheel) -> Transport:
     if provider.transport == "httpx":
         from sentinel_proxy.upstream.httpx import HttpxTransport  # heavy, and rarely wanted
 
-        return HttpxTransport(provider.base_url)
+        return HttpxTransport(provider.base_url, http2=find_spec("h2") is not None)
     return Http1Transport(provider.base_url, wheel)
 
 
