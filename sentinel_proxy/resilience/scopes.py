@@ -84,6 +84,8 @@ class ScopedPermit:
         self._breakers = None
         if breakers._models and self._own.counts:
             breakers._model_succeeded(self, now)
+        elif self._model_trial is not None:  # no news of today, but its place must be free again
+            self._model_trial.release(now)
         self._own.succeed(now)
 
     def fail(self, error: UpstreamError, now: float) -> None:

@@ -6,12 +6,29 @@ import socket
 import pytest
 from harness import Start, chain
 
+from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import UpstreamRequest
+from sentinel_proxy.resilience.scopes import ProviderBreakers
 from sentinel_proxy.testing import HOST, FaultyUpstream, ollama_error, openai_error
 from sentinel_proxy.upstream.httpx import HttpxTransport
 
 pytestmark = pytest.mark.anyio
+
+
+async def test_a_trial_of_a_model_that_outlives_a_move_of_the_provider_gives_its_place_back() -> None:
+    breakers = ProviderBreakers(
+        "openai", BreakerConfig(failure_threshold=1, recovery_timeout=10), lambda _: None
+    )
+    breakers.acquire("a", 0).fail(UpstreamError(FailureKind.OVERLOADED, "no capacity"), 0)
+    trial = breakers.acquire("a", 10)
+    breakers.acquire("b", 11).fail(UpstreamError(FailureKind.CONNECT, "refused"), 11)
+
+    trial.succeed(12)
+
+    assert trial.trial
+    assert breakers.models_view()["a"].trials(12) == 0
+    assert breakers.acquire("a", 21).trial
 
 
 @pytest.mark.parametrize("status", [400, 401, 500], ids=str)
