@@ -20,18 +20,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sentinel_proxy import __version__
-from sentinel_proxy.api import errors, health, models, passthrough, routes
+from sentinel_proxy.api import errors, health, metrics, models, passthrough, routes
 from sentinel_proxy.api.headers import NOTHING_ASKED
 from sentinel_proxy.api.line import Service
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config, ProviderConfig
 from sentinel_proxy.events import Bus, Noticed
 from sentinel_proxy.failover import Failover
+from sentinel_proxy.health import Monitor
+from sentinel_proxy.incidents import Incidents
+from sentinel_proxy.metrics import Live, Metrics
 from sentinel_proxy.middleware.auth import AuthMiddleware
 from sentinel_proxy.middleware.limits import InFlightMiddleware, RateLimitMiddleware
 from sentinel_proxy.middleware.mistakes import MistakeMiddleware
 from sentinel_proxy.middleware.trace import TraceMiddleware
-from sentinel_proxy.model import Load
+from sentinel_proxy.model import Feed, Load, StateHealth
 from sentinel_proxy.passthrough import Passthrough
 from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.providers.ollama import OllamaProvider
@@ -72,6 +75,8 @@ class Proxy:
         self.clock = clock if clock is not None else SystemClock()
         self.wheel = Wheel()
         self.load = Load()
+        self.feed = Feed()
+        self.state = StateHealth()
         self.registry = registry if registry is not None else default_registry(config)
         make = transport if transport is not None else default_transport
         self.upstreams = [
@@ -87,6 +92,9 @@ class Proxy:
         ]
         retry = RetryPolicy(config.retry, self.clock, uniform)
         self.failover = Failover(self.upstreams, retry, self.clock, self.bus.emit)
+        self.health = self._monitor(uniform)
+        self.metrics = self._metrics()
+        self.incidents = self._incidents()
         self.app = self._build_app()
 
     def __repr__(self) -> str:
@@ -96,6 +104,39 @@ class Proxy:
         """End every call that is being served, each as honestly as it still can be."""
         for line in list(self.service.lines):
             line.caller.interrupt()
+
+    def _monitor(self, uniform: Callable[[float, float], float]) -> Monitor:
+        config = self.config
+        monitor = Monitor(
+            self.upstreams,
+            config.health,
+            config.breaker.recovery_timeout,
+            self.clock,
+            self.bus.emit,
+            uniform,
+        )
+        monitor.listen(self.bus)
+        return monitor
+
+    def _metrics(self) -> Metrics:
+        names = [provider.name for provider in self.registry]
+        counted = Metrics(names)
+        counted.listen(self.bus)
+        health = self.health
+        counted.read_live(Live(names, self.load, self.feed, self.state, health.breaker, health.is_up))
+        return counted
+
+    def _incidents(self) -> Incidents:
+        """Last of those that listen: what an incident follows from has been heard by everybody else."""
+        providers = {provider.name: provider for provider in self.registry}
+        incidents = Incidents(
+            self.config.state.incidents,
+            self.clock,
+            self.bus.emit,
+            model_for=lambda name, model: providers[name].model_for(model),
+        )
+        incidents.listen(self.bus)
+        return incidents
 
     def _build_app(self) -> Starlette:
         rescue = Rescue(self.failover, self.config.rescue.mode, self.clock, self.bus.emit)
@@ -107,6 +148,7 @@ class Proxy:
                 *routes.routes(service),
                 *models.routes(service),
                 *health.routes(service, __version__),
+                *metrics.routes(self.metrics),
                 *passthrough.routes(service, Passthrough(self.upstreams, self.clock, self.bus.emit)),
             ],
             middleware=self._onion(),
@@ -141,6 +183,7 @@ class Proxy:
         async with AsyncExitStack() as stack:
             for upstream in self.upstreams:
                 stack.push_async_callback(upstream.transport.aclose)
+            await stack.enter_async_context(self.health.running())
             chain = " -> ".join(provider.name for provider in self.registry)
             self.bus.emit(Noticed("info", "ready", {"version": __version__, "chain": chain}))
             yield

@@ -2,11 +2,12 @@
 Time as an argument.
 
 `Clock` is what the core may know of time. `SystemClock` is the only place that reads the
-machine's; `testing.FakeClock` moves by hand.
+machine's; `testing.FakeClock` moves by hand. `utc_text` is how a moment is written for others.
 """
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -35,3 +36,9 @@ class SystemClock:
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
     sleep = staticmethod(asyncio.sleep)
+
+
+def utc_text(unix_seconds: float) -> str:
+    """Write a moment as RFC 3339 has it, in UTC and to the millisecond: `2026-03-01T10:00:00.250Z`."""
+    text = datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from sentinel_proxy.errors import FailureKind
-from sentinel_proxy.model import Call, Endpoint, Outcome, Usage
+from sentinel_proxy.model import Call, Endpoint, Incident, Outcome, ProbeResult, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,50 @@ class Noticed:
     details: dict[str, Any]
 
 
-Event = AttemptFailed | CallRetried | CallFailedOver | StreamRescued | BreakerChanged | CallFinished | Noticed
+@dataclass(frozen=True, slots=True)
+class ProbeFinished:
+    """A provider was asked for its health."""
+
+    result: ProbeResult
+
+
+@dataclass(frozen=True, slots=True)
+class MappedModelsChecked:
+    """A fallback was found to lack models that calls would be sent to there, or to have them again."""
+
+    provider: str
+    missing: tuple[str, ...]  # as the provider knows them; empty: all are there
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChecked:
+    """A round of probes is over."""
+
+    probed: int  # how many providers were asked; the others have just answered a call
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentChanged:
+    """An incident began, is known better, or is over."""
+
+    change: str  # "opened" | "updated" | "resolved"
+    incident: Incident
+
+
+Event = (
+    AttemptFailed
+    | CallRetried
+    | CallFailedOver
+    | StreamRescued
+    | BreakerChanged
+    | CallFinished
+    | Noticed
+    | ProbeFinished
+    | MappedModelsChecked
+    | HealthChecked
+    | IncidentChanged
+)
 Emit = Callable[[Event], None]
 E_ = TypeVar("E_")
 

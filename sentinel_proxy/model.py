@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from sentinel_proxy.clock import utc_text
 from sentinel_proxy.errors import FailureKind
 
 Header = tuple[bytes, bytes]
@@ -64,7 +65,12 @@ class Attempt:
     result: str  # "200", "503", "timeout", "open", "limited", ...: what the trail shows
     kind: FailureKind | None = None  # None: it answered, or was never tried
     sent: bool = True  # False: passed by, nothing was sent
-    seconds: float = 0.0
+    seconds: float = 0.0  # until it began to answer, or failed
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer began."""
+        return self.sent and self.kind is None
 
 
 @dataclass(slots=True, repr=False)
@@ -97,6 +103,12 @@ class Call:
     def attempts(self) -> int:
         """How many attempts were sent upstream."""
         return sum(attempt.sent for attempt in self.trail)
+
+    @property
+    def answered_by(self) -> str | None:
+        """The provider that began to answer last, if any did."""
+        answered = (attempt.provider for attempt in reversed(self.trail) if attempt.answered)
+        return next(answered, None)
 
     def __repr__(self) -> str:
         return f"<Call {self.trace_id} {self.endpoint.value} stream={self.stream}>"
@@ -189,3 +201,110 @@ class Load:
     shed: int = 0
     rate_limited: int = 0
     draining: bool = False  # nothing new is admitted; what runs may finish
+
+
+@dataclass(slots=True)
+class Feed:
+    """The live event feed, counted."""
+
+    subscribers: int = 0  # listening now
+    dropped: int = 0  # events that a subscriber was too slow for
+
+
+@dataclass(slots=True)
+class StateHealth:
+    """How the state that outlives a call is doing; embedded state is always up."""
+
+    up: bool = True
+    errors: dict[str, int] = field(default_factory=lambda: {"read": 0, "write": 0})  # by operation
+
+
+class Verdict(StrEnum):
+    """What a probe says about a provider."""
+
+    PASSED = "passed"
+    FAILED = "failed"  # as a call would have failed there
+    UNCLEAR = "unclear"  # something answers, but not with what was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """How one probe ended."""
+
+    provider: str
+    at: float  # Unix seconds, when it ended
+    seconds: float
+    verdict: Verdict
+    what: str  # for people: what was answered, or why it was not
+    kind: FailureKind | None = None
+    status: int | None = None  # of the answer, if there was one
+
+    @property
+    def ok(self) -> bool:
+        """Whether it passed."""
+        return self.verdict is Verdict.PASSED
+
+    def public(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "time": utc_text(self.at),
+            "ok": self.ok,
+            "verdict": self.verdict.value,
+            "latency_ms": round(self.seconds * 1000, 1),
+            "what": self.what,
+            "status": self.status,
+        }
+
+
+class Severity(StrEnum):
+    """How much an incident should worry."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class IncidentType(StrEnum):
+    """What an incident is about; a closed set, described in docs/incidents.md."""
+
+    OUTAGE_DETECTED = "outage_detected"
+    FAILOVER_TRIGGERED = "failover_triggered"
+    PROVIDER_RECOVERED = "provider_recovered"
+    STREAM_RESCUED = "stream_rescued"
+    STREAM_TRUNCATED = "stream_truncated"
+    BREAKER_ISOLATED = "breaker_isolated"
+    CREDENTIAL_REFUSED = "credential_refused"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    RATE_LIMITED_UPSTREAM = "rate_limited_upstream"
+    FALLBACK_MODEL_MISSING = "fallback_model_missing"
+    NO_PROVIDER_ANSWERED = "no_provider_answered"
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One incident as of some moment; what is known of it later has the same `id`."""
+
+    id: str  # a ULID: sorts by the time at which it began
+    type: IncidentType
+    severity: Severity
+    provider: str | None
+    timestamp: float  # Unix seconds, when it began
+    message: str
+    details: Mapping[str, Any]
+    resolved_at: float | None  # Unix seconds; None while it lasts
+    duration_seconds: float | None  # None while it lasts
+
+    def public(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "id": self.id,
+            "type": self.type.value,
+            "severity": self.severity.value,
+            "provider": self.provider,
+            "timestamp": utc_text(self.timestamp),
+            "message": self.message,
+            "details": dict(self.details),
+            "resolved_at": None if self.resolved_at is None else utc_text(self.resolved_at),
+            "duration_seconds": self.duration_seconds,
+        }

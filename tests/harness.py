@@ -11,6 +11,7 @@ from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import (
     BreakerConfig,
     Config,
+    HealthConfig,
     ProviderConfig,
     RateLimitConfig,
     RetryConfig,
@@ -39,6 +40,7 @@ def chain(primary: FaultyUpstream, backup: FaultyUpstream | None = None, **secti
         ),
         "rate_limit": RateLimitConfig(requests=0),
         "breaker": BreakerConfig(),
+        "health": HealthConfig(interval=3600),  # probes only where a test is about them
     }
     return Config(
         providers=tuple(ProviderConfig.model_validate(provider) for provider in providers),

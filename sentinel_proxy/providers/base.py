@@ -10,7 +10,7 @@ To add one, subclass `Provider` in one file and register it (docs/providers.md).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,7 +55,7 @@ class Decoder(ABC):
     """`id` and `created` of a streamed chat completion, once known."""
 
     plain: bool = True
-    """Nothing but text and reasoning of one choice was said: no tool call, refusal, audio or log probability."""
+    """Nothing but text and reasoning of one choice came: no tool call, refusal, audio or log probability."""
 
     said: Sequence[str] = ()
     """The visible text of a streamed chat completion so far, in pieces; what a rescue goes on from."""
@@ -165,6 +165,18 @@ class Provider(ABC):
             UpstreamError: `PROTOCOL` if it is not one.
         """
         return ()
+
+    def offers(self, model: str) -> bool | None:
+        """Whether the client's *model* leads to one that is there; None if only a catalogue can tell."""
+        return None
+
+    def questions(self) -> Sequence[tuple[UpstreamRequest, Callable[[bytes], None]]]:
+        """Return further free requests to send after a good probe, each with what reads its 2xx answer."""
+        return ()
+
+    def warm_up(self) -> UpstreamRequest | None:
+        """Return what makes the provider ready before calls come, if it gains by that."""
+        return None
 
     def settings(self) -> Mapping[str, Any]:
         """Return what operators may see of this provider; never a secret."""

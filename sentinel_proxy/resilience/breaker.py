@@ -26,6 +26,9 @@ from sentinel_proxy.errors import BreakerOpen
 CALM_SECONDS: Final = 300.0
 """Closed for this long without a break, a breaker forgets its relapses; sooner, flapping escalates."""
 
+TRIAL_SUCCEEDED: Final = "a trial succeeded"
+"""The reason of a breaker that closed because the upstream has proved itself."""
+
 BUSY_SECONDS: Final = 1.0
 """What those are told who come while the trials are out: a trial's verdict rarely takes longer."""
 
@@ -302,7 +305,7 @@ class Breaker:
     def _succeeded(self, permit: Permit, now: float) -> None:
         self._failures = 0
         if permit.trial:
-            self._fire(Signal.RECOVERED, now, "a trial succeeded")
+            self._fire(Signal.RECOVERED, now, TRIAL_SUCCEEDED)
         else:
             self.relax(now)
 

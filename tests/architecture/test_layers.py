@@ -26,7 +26,7 @@ LAYERS = [
     {"resilience", "wire"},
     {"events", "config"},
     {"model", "wheel"},
-    {"errors", "clock", "__init__"},
+    {"errors", "clock", "ulid", "__init__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -195,6 +195,17 @@ class OllamaProvider(Provider):
                 asked.append((self._ask("POST", "/api/show", {"model": model}), self._show_reader(model)))
         return asked
 
+    def warm_up(self) -> UpstreamRequest | None:
+        """
+        Load the model that most calls would lead to, as `keep_alive` and `num_ctx` have it.
+
+        None where `keep_alive` is unset or zero: then nobody said that a model may stay in memory.
+        """
+        model = self.models.get("*") or next(iter(self.models.values()), None)
+        if model is None or not _keeps_models(self._defaults.keep_alive):
+            return None
+        return self._ask("POST", "/api/generate", self._defaults.body(model, False, {}))
+
     def learn_version(self, body: bytes) -> None:
         """
         Take the answer of `/api/version`.
@@ -265,3 +276,8 @@ def _native_duration(keep_alive: str | int | None) -> str | int | None:
     if isinstance(keep_alive, str) and keep_alive.strip().lstrip("-").isdecimal():
         return int(keep_alive)
     return keep_alive
+
+
+def _keeps_models(keep_alive: str | int | None) -> bool:
+    """Whether it says that a model stays loaded: neither unset nor zero (`0`, `"0s"`, `"0m0s"`)."""
+    return keep_alive is not None and any(digit in "123456789" for digit in str(keep_alive))

@@ -1,0 +1,11 @@
+"""
+How the providers are: asked of them for free, and seen from the calls that go there.
+
+`probe` asks one question, `traffic` remembers how recent calls went, `watch` draws the
+consequences for one provider, `monitor` does so for all of them, again and again, and `view`
+tells operators.
+"""
+
+from sentinel_proxy.health.monitor import Monitor
+
+__all__ = ["Monitor"]

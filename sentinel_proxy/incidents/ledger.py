@@ -1,0 +1,406 @@
+"""
+The rules by which events become incidents. Pure: an event and the moment in, changes out.
+
+Three kinds of incident differ in how they end:
+
+- A *span* lasts until a fact ends it: an outage from the opening of a breaker to its closing.
+- A *burst* gathers what happens again and again. It ends when it has not happened for
+  `QUIET_SECONDS`, or with the outage that it belongs to, and is then over since it last happened.
+- A *moment* is over as soon as it is there.
+
+Counting is quiet: numbers inside an incident are told with the next round of probes, so a
+thousand failing calls are a thousand additions and one change a round.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from sentinel_proxy.errors import CONSEQUENCES, FailureKind, Vote
+from sentinel_proxy.events import (
+    AttemptFailed,
+    BreakerChanged,
+    CallFailedOver,
+    CallFinished,
+    HealthChecked,
+    IncidentChanged,
+    MappedModelsChecked,
+    ProbeFinished,
+    StreamRescued,
+)
+from sentinel_proxy.incidents.ring import Instant, Record, Ring
+from sentinel_proxy.model import Attempt, IncidentType, Outcome
+from sentinel_proxy.resilience.breaker import TRIAL_SUCCEEDED, State
+
+QUIET_SECONDS: Final = 60.0
+"""A burst is over after so long without; longer than the pauses of all but the rarest callers."""
+
+HEARD: Final = (
+    BreakerChanged,
+    CallFailedOver,
+    StreamRescued,
+    AttemptFailed,
+    ProbeFinished,
+    MappedModelsChecked,
+    HealthChecked,
+)
+"""What is folded, beside `CallFinished`."""
+
+_BURSTS: Final = frozenset(
+    (
+        IncidentType.FAILOVER_TRIGGERED,
+        IncidentType.STREAM_RESCUED,
+        IncidentType.STREAM_TRUNCATED,
+        IncidentType.RATE_LIMITED_UPSTREAM,
+        IncidentType.NO_PROVIDER_ANSWERED,
+    )
+)
+_ABSENCES: Final = frozenset((IncidentType.OUTAGE_DETECTED, IncidentType.BREAKER_ISOLATED))
+"""While one of these lasts, calls pass the provider by, and its failovers go on."""
+
+_REFUSALS: Final = {
+    FailureKind.CREDENTIAL: IncidentType.CREDENTIAL_REFUSED,
+    FailureKind.QUOTA: IncidentType.QUOTA_EXHAUSTED,
+}
+_DISPROVED_BY_AN_ANSWER: Final = frozenset((*_REFUSALS.values(), IncidentType.FALLBACK_MODEL_MISSING))
+
+_NO_TROUBLE: Final = frozenset(
+    (FailureKind.UNSUPPORTED.value, FailureKind.CONTEXT_OVERFLOW.value, FailureKind.MODEL_NOT_FOUND.value)
+)
+"""Reasons to pass a provider by that are about the call: where it goes then is routing, no incident."""
+
+_KINDS: Final = frozenset(kind.value for kind in FailureKind)
+_GOOD: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED_OVER, Outcome.RESCUED))
+_LOST: Final = frozenset((Outcome.FAILURE, Outcome.TRUNCATED))
+
+Changes = Sequence[IncidentChanged]
+Key = tuple[IncidentType, str, str | None]  # what it is about: type, provider, model
+
+
+class Ledger:
+    """
+    Every incident that is remembered, and what the next event makes of them.
+
+    Args:
+        mint: Names incidents, given Unix seconds.
+        model_for: Returns a provider's own name for a caller's model.
+    """
+
+    def __init__(
+        self, capacity: int, mint: Callable[[float], str], model_for: Callable[[str, str], str]
+    ) -> None:
+        self.ring = Ring(capacity, self._forgotten)
+        self._mint = mint
+        self._model_for = model_for
+        self._going: dict[Key, Record] = {}  # those that last
+        self._latest: dict[Key, Record] = {}  # also those that are over, for what is counted late
+        self._disprovable: set[str] = set()  # providers with an incident that one good answer ends
+        self._rules: dict[type, Callable[[Any, Instant], Iterator[IncidentChanged]]] = {
+            BreakerChanged: self._breaker_changed,
+            CallFailedOver: self._failed_over,
+            StreamRescued: self._rescued,
+            AttemptFailed: self._attempt_failed,
+            ProbeFinished: self._probed,
+            MappedModelsChecked: self._models_checked,
+            HealthChecked: self._round_is_over,
+            CallFinished: self._call_finished,
+        }
+
+    def fold(self, event: Any, now: Instant) -> Changes:
+        """Take *event*, which happened *now*; return what it changes, in order."""
+        return list(self._rules[type(event)](event, now))
+
+    def is_no_news(self, event: CallFinished) -> bool:
+        """Whether a call went as calls should; spares the hot path the rest."""
+        return (
+            event.outcome is Outcome.SUCCESS
+            and event.call is not None
+            and len(event.call.trail) == 1
+            and event.call.trail[0].provider not in self._disprovable
+        )
+
+    # The rules, one for each event.
+
+    def _breaker_changed(self, event: BreakerChanged, now: Instant) -> Iterator[IncidentChanged]:
+        outage: Key = (IncidentType.OUTAGE_DETECTED, event.provider, event.model)
+        isolation: Key = (IncidentType.BREAKER_ISOLATED, event.provider, event.model)
+        if event.before == State.ISOLATED:
+            yield from self._resolve(isolation, now)
+        match event.after:
+            case State.OPEN if (record := self._ongoing(outage)) is not None:
+                record.details |= {"state": event.after, "openings": record.details["openings"] + 1}
+                yield self._updated(record, now)
+            case State.OPEN:
+                yield self._opened(outage, now, _of_outage(event))
+            case State.HALF_OPEN if (record := self._ongoing(outage)) is not None:
+                record.details["state"] = event.after
+                yield self._updated(record, now)
+            case State.ISOLATED:
+                yield self._opened(isolation, now, {"reason": event.reason})
+            case State.CLOSED:
+                yield from self._closed(event, outage, now)
+
+    def _closed(self, event: BreakerChanged, key: Key, now: Instant) -> Iterator[IncidentChanged]:
+        outage = self._ongoing(key)
+        if outage is not None:
+            outage.details |= {"state": event.after, "ended_by": event.reason}
+            yield from self._resolve(key, now)
+        if not self._is_away(event.provider):
+            yield from self._resolve((IncidentType.FAILOVER_TRIGGERED, event.provider, None), now)
+        if outage is not None and event.reason == TRIAL_SUCCEEDED:
+            recovered: Key = (IncidentType.PROVIDER_RECOVERED, event.provider, event.model)
+            details = {
+                "model": event.model,
+                "outage": outage.id,
+                "outage_seconds": outage.incident().duration_seconds,
+                **{name: outage.details[name] for name in ("affected_calls", "rescued_calls", "lost_calls")},
+            }
+            yield self._opened(recovered, now, details)
+            yield from self._resolve(recovered, now)
+
+    def _failed_over(self, event: CallFailedOver, now: Instant) -> Iterator[IncidentChanged]:
+        if event.reason in _NO_TROUBLE:
+            return
+        key: Key = (IncidentType.FAILOVER_TRIGGERED, event.source, None)
+        outages = list(self._ongoing_of(event.source, IncidentType.OUTAGE_DETECTED))
+        latest = self._latest.get(key)
+        if latest is not None and _is_late(event, latest, now) and not self._is_away(event.source):
+            _count_failover(latest, event)
+            return
+        details = {
+            "reason": event.reason,
+            "calls": 0,
+            "reasons": {},
+            "targets": (),
+            "outage": outages[0].id if outages else None,
+        }
+        yield from self._burst(key, now, details, lambda record: _count_failover(record, event))
+        for outage in outages:
+            outage.details["targets"] = _with(outage.details["targets"], event.target)
+
+    def _rescued(self, event: StreamRescued, now: Instant) -> Iterator[IncidentChanged]:
+        if event.result != "continued":
+            return
+
+        def count(record: Record) -> None:
+            record.details["streams"] += 1
+            record.details["targets"] = _with(record.details["targets"], event.target)
+
+        key: Key = (IncidentType.STREAM_RESCUED, event.source, None)
+        yield from self._burst(key, now, {"streams": 0, "targets": ()}, count)
+
+    def _attempt_failed(self, event: AttemptFailed, now: Instant) -> Iterator[IncidentChanged]:
+        if event.kind is FailureKind.THROTTLED:
+            yield from self._limited(event.provider, now)
+        elif (type := _REFUSALS.get(event.kind)) is not None:
+            yield from self._refused(type, event.provider, "call", now)
+
+    def _probed(self, event: ProbeFinished, now: Instant) -> Iterator[IncidentChanged]:
+        result = event.result
+        key: Key = (IncidentType.CREDENTIAL_REFUSED, result.provider, None)
+        if result.kind is FailureKind.CREDENTIAL:
+            yield from self._refused(IncidentType.CREDENTIAL_REFUSED, result.provider, "probe", now)
+        elif (
+            result.ok and (record := self._ongoing(key)) is not None and record.details["found_by"] == "probe"
+        ):
+            yield from self._resolve(key, now)
+
+    def _models_checked(self, event: MappedModelsChecked, now: Instant) -> Iterator[IncidentChanged]:
+        key: Key = (IncidentType.FALLBACK_MODEL_MISSING, event.provider, None)
+        if not event.missing:
+            yield from self._resolve(key, now)
+        elif (record := self._ongoing(key)) is not None:
+            record.details["models"] = event.missing
+            yield self._updated(record, now)
+        else:
+            yield self._opened(key, now, {"models": event.missing})
+
+    def _call_finished(self, event: CallFinished, now: Instant) -> Iterator[IncidentChanged]:
+        call = event.call
+        if call is None:
+            return
+        for provider in dict.fromkeys(_hurt(call.trail, event.outcome)):
+            outage = self._outage_of(provider, self._model_for(provider, call.model))
+            if outage is not None and (outage.ended is None or call.started <= outage.ended.monotonic):
+                _count_call(outage, event.outcome)
+        for attempt in call.trail:
+            if attempt.kind is FailureKind.THROTTLED and not attempt.sent:
+                yield from self._limited(attempt.provider, now)
+        answered_by = call.answered_by
+        if event.outcome is Outcome.TRUNCATED and answered_by is not None:
+            key: Key = (IncidentType.STREAM_TRUNCATED, answered_by, None)
+            yield from self._burst(key, now, {"streams": 0}, _adding("streams"))
+        elif event.outcome is Outcome.FAILURE and answered_by is None and event.error_code is not None:
+            key = (IncidentType.NO_PROVIDER_ANSWERED, "", None)
+            details = {"calls": 0, "error_code": event.error_code}
+            yield from self._burst(key, now, details, _adding("calls"))
+        elif event.outcome in _GOOD and answered_by in self._disprovable:
+            for type in _DISPROVED_BY_AN_ANSWER:
+                yield from self._resolve((type, answered_by, None), now)
+
+    def _round_is_over(self, _: HealthChecked, now: Instant) -> Iterator[IncidentChanged]:
+        for key, record in list(self._going.items()):
+            if self._is_quiet(record, now):
+                yield from self._resolve(key, record.seen)
+        for record in self.ring:
+            if record.changed:
+                yield self._updated(record, record.seen)
+
+    # What the rules are made of.
+
+    def _limited(self, provider: str, now: Instant) -> Iterator[IncidentChanged]:
+        key: Key = (IncidentType.RATE_LIMITED_UPSTREAM, provider, None)
+        yield from self._burst(key, now, {"calls": 0}, _adding("calls"))
+
+    def _refused(
+        self, type: IncidentType, provider: str, found_by: str, now: Instant
+    ) -> Iterator[IncidentChanged]:
+        if self._ongoing((type, provider, None)) is None:
+            yield self._opened((type, provider, None), now, {"found_by": found_by})
+
+    def _burst(
+        self, key: Key, now: Instant, details: dict[str, Any], count: Callable[[Record], None]
+    ) -> Iterator[IncidentChanged]:
+        """Count one more into the burst that goes on, or begin one."""
+        record = self._ongoing(key)
+        if record is not None and self._is_quiet(record, now):
+            yield from self._resolve(key, record.seen)
+            record = None
+        if record is not None:
+            count(record)
+            record.seen, record.changed = now, True
+        else:
+            yield self._opened(key, now, details, count)
+
+    def _is_quiet(self, record: Record, now: Instant) -> bool:
+        if record.type not in _BURSTS or now.monotonic - record.seen.monotonic < QUIET_SECONDS:
+            return False
+        return record.type is not IncidentType.FAILOVER_TRIGGERED or not self._is_away(record.provider or "")
+
+    def _is_away(self, provider: str) -> bool:
+        """Whether an outage or an operator keeps calls from *provider*."""
+        return any(name == provider and type in _ABSENCES for type, name, _ in self._going)
+
+    def _ongoing_of(self, provider: str, type: IncidentType) -> Iterator[Record]:
+        return (
+            record for (kind, name, _), record in self._going.items() if kind is type and name == provider
+        )
+
+    def _outage_of(self, provider: str, model: str) -> Record | None:
+        """Return the outage that a call of *model* ran into there: that which lasts, else the latest."""
+        keys: list[Key] = [
+            (IncidentType.OUTAGE_DETECTED, provider, None),
+            (IncidentType.OUTAGE_DETECTED, provider, model),
+        ]
+        found = [record for key in keys if (record := self._latest.get(key)) is not None]
+        return max(found, key=lambda record: (record.ended is None, record.began), default=None)
+
+    def _ongoing(self, key: Key) -> Record | None:
+        return self._going.get(key)
+
+    def _opened(
+        self,
+        key: Key,
+        now: Instant,
+        details: dict[str, Any],
+        count: Callable[[Record], None] = lambda record: None,
+    ) -> IncidentChanged:
+        type, provider, model = key
+        if model is not None:
+            details["model"] = model
+        record = Record(self._mint(now.unix), type, provider or None, now, now, details)
+        count(record)
+        self.ring.add(record)
+        self._going[key] = self._latest[key] = record
+        if type in _DISPROVED_BY_AN_ANSWER:
+            self._disprovable.add(provider)
+        return IncidentChanged("opened", record.incident())
+
+    def _updated(self, record: Record, seen: Instant) -> IncidentChanged:
+        record.seen, record.changed = seen, False
+        return IncidentChanged("updated", record.incident())
+
+    def _resolve(self, key: Key, when: Instant) -> Iterator[IncidentChanged]:
+        """End what goes on under *key*, if anything does."""
+        record = self._going.pop(key, None)
+        if record is None:
+            return
+        record.ended, record.changed = when, False
+        if record.type in _DISPROVED_BY_AN_ANSWER:
+            self._disprovable = {name for type, name, _ in self._going if type in _DISPROVED_BY_AN_ANSWER}
+        yield IncidentChanged("resolved", record.incident())
+
+    def _forgotten(self, record: Record) -> None:
+        if self._latest.get(_key(record)) is record:
+            del self._latest[_key(record)]
+
+
+def _key(record: Record) -> Key:
+    return record.type, record.provider or "", record.details.get("model")
+
+
+def _of_outage(event: BreakerChanged) -> dict[str, Any]:
+    return {
+        "cause": cause_of(event.reason),
+        "reason": event.reason,
+        "state": event.after,
+        "openings": 1,
+        "affected_calls": 0,
+        "rescued_calls": 0,
+        "lost_calls": 0,
+        "targets": (),
+    }
+
+
+def cause_of(reason: str) -> str:
+    """Return the failure kind that a breaker's reason begins with (`overloaded (503)`), else "unknown"."""
+    word = reason.partition(" ")[0]
+    return word if word in _KINDS else "unknown"
+
+
+def _hurt(trail: Sequence[Attempt], outcome: Outcome) -> Iterator[str]:
+    """Yield the providers whose outage a call has felt: they failed it, or broke off, or rested."""
+    answered = [attempt for attempt in trail if attempt.answered]
+    held = answered[-1] if answered and outcome is not Outcome.TRUNCATED else None
+    for attempt in trail:
+        if attempt.answered:
+            if attempt is not held:
+                yield attempt.provider
+        elif attempt.kind is None:
+            yield attempt.provider  # passed by, for its breaker rests
+        elif CONSEQUENCES[attempt.kind].vote is Vote.FAILURE:
+            yield attempt.provider
+
+
+def _count_call(outage: Record, outcome: Outcome) -> None:
+    outage.changed = True
+    outage.details["affected_calls"] += 1
+    if outcome in _GOOD:
+        outage.details["rescued_calls"] += 1
+    elif outcome in _LOST:
+        outage.details["lost_calls"] += 1
+
+
+def _count_failover(record: Record, event: CallFailedOver) -> None:
+    details = record.details
+    reasons = details["reasons"]
+    details["calls"] += 1
+    details["reasons"] = reasons | {event.reason: reasons.get(event.reason, 0) + 1}
+    details["targets"] = _with(details["targets"], event.target)
+    record.changed = True
+
+
+def _is_late(event: CallFailedOver, latest: Record, now: Instant) -> bool:
+    """Whether a call passed a resting provider by, but was answered only after that had come back."""
+    ended = latest.ended
+    return ended is not None and event.reason == "open" and now.monotonic - ended.monotonic < QUIET_SECONDS
+
+
+def _adding(name: str) -> Callable[[Record], None]:
+    def count(record: Record) -> None:
+        record.details[name] += 1
+
+    return count
+
+
+def _with(known: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return known if name in known else (*known, name)

@@ -1,0 +1,95 @@
+"""Incidents as they are kept: records that grow, in a ring that does not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from sentinel_proxy.incidents.words import MESSAGES, SEVERITIES
+from sentinel_proxy.model import Incident, IncidentType
+
+
+class Instant(NamedTuple):
+    """One moment on both clocks: Unix seconds for others, monotonic ones to reckon with."""
+
+    unix: float
+    monotonic: float
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One incident while it may still change."""
+
+    id: str
+    type: IncidentType
+    provider: str | None
+    began: Instant
+    seen: Instant  # when it last showed
+    details: dict[str, Any] = field(default_factory=dict)
+    ended: Instant | None = None
+    changed: bool = False  # since anybody was told
+
+    def incident(self) -> Incident:
+        """Return it as of now."""
+        ended = self.ended
+        seconds = None if ended is None else max(0.0, round(ended.monotonic - self.began.monotonic, 3))
+        return Incident(
+            self.id,
+            self.type,
+            SEVERITIES[self.type],
+            self.provider,
+            self.began.unix,
+            MESSAGES[self.type](self.provider or "", self.details, seconds),
+            dict(self.details),
+            None if ended is None else ended.unix,
+            seconds,
+        )
+
+
+class Ring:
+    """
+    The records that are remembered, oldest first.
+
+    Args:
+        forgotten: Told of each record that had to go.
+    """
+
+    def __init__(self, capacity: int, forgotten: Callable[[Record], None]) -> None:
+        self._capacity = capacity
+        self._forgotten = forgotten
+        self._records: dict[str, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(list(self._records.values()))
+
+    def add(self, record: Record) -> None:
+        """Keep *record*; where there is no room, forget the oldest that is over, or else the oldest."""
+        if len(self._records) >= self._capacity:
+            over = (each for each in self._records.values() if each.ended is not None)
+            oldest = next(over, None) or next(iter(self._records.values()))
+            del self._records[oldest.id]
+            self._forgotten(oldest)
+        self._records[record.id] = record
+
+    def find(
+        self,
+        limit: int | None,
+        *,
+        type: IncidentType | None,
+        provider: str | None,
+        since: float | None,
+        before: str | None,
+    ) -> tuple[list[Incident], int]:
+        """Return what matches, newest first, and how many do; *limit* and *before* only cut out a page."""
+        matching = [
+            record
+            for record in reversed(self._records.values())
+            if (type is None or record.type is type)
+            and (provider is None or record.provider == provider)
+            and (since is None or record.began.unix >= since)
+        ]
+        page = (record for record in matching if before is None or record.id < before)
+        return [record.incident() for record in islice(page, limit)], len(matching)
