@@ -9,7 +9,7 @@ Six nouns carry the code:
 - An **upstream** is the server behind a provider. Only `upstream` opens sockets to it.
 - An **attempt** is one try of one call at one provider. Before each, a **breaker**
   (`resilience.breaker`) is asked for a permit; the attempt's end is its vote.
-- A **reply** is an answer that has begun (`failover.Reply`). It owns the upstream's
+- A **reply** is an answer that has begun (`reply.Reply`). It owns the upstream's
   connection and the permit, and gives both back on every way out.
 
 The story of a call, top to bottom, is `failover.py`. The program is put together in

@@ -17,9 +17,10 @@ from sentinel_proxy.clock import Clock
 from sentinel_proxy.eligibility import may_go_on, overflowed_tokens, unfit
 from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Emit
-from sentinel_proxy.model import Attempt, Call, Headers, UpstreamRequest, Usage
+from sentinel_proxy.model import Attempt, Call, UpstreamRequest
 from sentinel_proxy.providers.base import Decoder
-from sentinel_proxy.resilience.deadline import FINISH_GRACE_SECONDS, Patience, patience
+from sentinel_proxy.reply import Reply
+from sentinel_proxy.resilience.deadline import patience
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.upstream.base import Exchange
@@ -31,177 +32,8 @@ MAX_ERROR_BYTES: Final = 65_536
 MAX_PRELUDE_BYTES: Final = 65_536
 """How much may come before the first token that means something; real preludes are below 1 KiB."""
 
-TRIAL_PROOF_SECONDS: Final = 5.0
-"""A trial that has streamed this long has proved its point; a whole answer may take minutes."""
-
-LINGER_SECONDS: Final = 1.0
-"""After `[DONE]` the body ends at once; waiting for that keeps the connection for the next call."""
-
 Failure = UpstreamError | BreakerOpen
 Wrap = Callable[[Decoder], Decoder]
-
-
-class Reply:
-    """
-    An answer that has begun. It owns the exchange, the permit and its place at the upstream.
-
-    Close it on every way out; closing before the end is nobody's failure (the caller hung up).
-    """
-
-    __slots__ = (
-        "_began_at",
-        "_call",
-        "_clock",
-        "_closed",
-        "_exchange",
-        "_first",
-        "_patience",
-        "_permit",
-        "_progress",
-        "_progress_at",
-        "decoder",
-        "failover",
-        "first_token_seconds",
-        "lossy",
-        "model",
-        "rescued",
-        "upstream",
-    )
-
-    def __init__(
-        self,
-        call: Call,
-        upstream: Upstream,
-        model: str,
-        exchange: Exchange,
-        decoder: Decoder,
-        permit: ScopedPermit,
-        first: bytes,
-        *,
-        waits: Patience,
-        lossy: tuple[str, ...],
-        clock: Clock,
-    ) -> None:
-        now = clock.monotonic()
-        self._call = call
-        self._clock = clock
-        self._exchange = exchange
-        self.decoder = decoder
-        self._permit = permit
-        self._first = first
-        self._patience = waits
-        self._progress = decoder.progress
-        self._began_at = self._progress_at = now
-        self._closed = False
-        self.upstream = upstream
-        self.model = model
-        self.lossy = lossy
-        self.failover = False  # whether any but the first of the chain answers
-        self.rescued = False  # whether it goes on where another one broke off
-        self.first_token_seconds = now - call.started
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else "complete" if self.complete else "open"
-        return f"<Reply of {self.upstream.name} to {self._call.trace_id}, {state}>"
-
-    @property
-    def status(self) -> int:
-        """The winning upstream's status, 2xx."""
-        return self._exchange.head.status
-
-    @property
-    def headers(self) -> Headers:
-        """The winning upstream's response headers, as they came."""
-        return self._exchange.head.headers
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer has ended well."""
-        return self.decoder.complete
-
-    @property
-    def usage(self) -> Usage | None:
-        """Tokens, as far as the upstream has told."""
-        return self.decoder.usage
-
-    @property
-    def served_model(self) -> str:
-        """The model that answers, as the upstream names it, or else as we asked for it."""
-        return self.decoder.model or self.model
-
-    async def read(self) -> bytes:
-        """
-        Return the next bytes for the caller as soon as there are any, `b""` at the end.
-
-        For a stream these are whole SSE events; for any other call one complete JSON body.
-
-        Raises:
-            UpstreamError: The answer broke; it has voted, and everything good that came before
-                was returned. There is no way back to another provider from here but a rescue.
-        """
-        decoder = self.decoder
-        if self._first:
-            first, self._first = self._first, b""
-            return first
-        while not decoder.complete:
-            if decoder.failure is not None:
-                raise self._broken(decoder.failure)
-            output = await self._next()
-            if decoder.progress != self._progress:
-                self._made_progress()
-            if output:
-                return output
-        self._permit.succeed(self._clock.monotonic())
-        return b""
-
-    async def whole(self) -> bytes:
-        """
-        Return all that is left of an answer that is not a stream; the attempt has voted then.
-
-        Raises:
-            UpstreamError: As `read`.
-        """
-        parts = []
-        while part := await self.read():
-            parts.append(part)
-        return b"".join(parts)
-
-    async def _next(self) -> bytes:
-        """Wait for the upstream's next bytes and return what they say."""
-        decoder, exchange, waits, clock = self.decoder, self._exchange, self._patience, self._clock
-        if exchange.complete:
-            return decoder.close()
-        now = clock.monotonic()
-        idle_seconds = FINISH_GRACE_SECONDS if decoder.finished else waits.idle
-        until = min(now + idle_seconds, self._progress_at + waits.progress, self._call.deadline)
-        try:
-            data = await exchange.read(until)
-        except UpstreamError as error:
-            if decoder.finished:  # all was said; only the terminator is missing
-                return decoder.close()
-            raise self._broken(error) from None
-        finally:
-            self._call.waited_seconds += clock.monotonic() - now
-        return decoder.feed(data) if data else decoder.close()
-
-    def _made_progress(self) -> None:
-        now = self._progress_at = self._clock.monotonic()
-        self._progress = self.decoder.progress
-        if self._permit.trial and now - self._began_at > TRIAL_PROOF_SECONDS:
-            self._permit.succeed(now)
-
-    def _broken(self, error: UpstreamError) -> UpstreamError:
-        self._permit.fail(error, self._clock.monotonic())
-        return error
-
-    def close(self) -> None:
-        """Give everything back. Never waits, never raises, may be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        self._exchange.close(LINGER_SECONDS if self.complete else 0.0)
-        self._permit.release(self._clock.monotonic())
-        self.upstream.in_flight -= 1
 
 
 class Failover:

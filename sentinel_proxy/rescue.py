@@ -15,9 +15,10 @@ from typing import Any, Final
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import Emit, StreamRescued
-from sentinel_proxy.failover import Failover, Reply
+from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Endpoint, Usage
 from sentinel_proxy.providers.base import Decoder
+from sentinel_proxy.reply import Reply
 from sentinel_proxy.resilience.breaker import State
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wire import openai, sse

@@ -6,8 +6,8 @@ The `x-sentinel-*` headers tell how the answer came to be; docs/headers.md descr
 
 from typing import Final
 
-from sentinel_proxy.failover import Reply
 from sentinel_proxy.model import Call, Header, Headers, header
+from sentinel_proxy.reply import Reply
 
 # What belongs to one hop (RFC 9110 §7.6.1) or to the upstream's own site.
 _NEVER_RELAYED: Final = frozenset(

@@ -18,8 +18,9 @@ from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import Config
 from sentinel_proxy.errors import CallerError, NoReply, UpstreamError
 from sentinel_proxy.events import CallFinished, Emit
-from sentinel_proxy.failover import Failover, Reply
+from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, Trace, header
+from sentinel_proxy.reply import Reply
 from sentinel_proxy.rescue import Rescue
 from sentinel_proxy.wheel import Wheel
 from sentinel_proxy.wire.openai import error_event

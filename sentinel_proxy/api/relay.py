@@ -17,8 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.errors import CallerError
-from sentinel_proxy.failover import Reply
 from sentinel_proxy.model import Header, header
+from sentinel_proxy.reply import Reply
 from sentinel_proxy.wheel import Alarm, Wheel
 
 WATCH_AFTER_SECONDS: Final = 0.05

@@ -16,8 +16,8 @@ from sentinel_proxy.api.calls import parse_object
 from sentinel_proxy.api.line import Line, Service
 from sentinel_proxy.api.relay import relay, send_whole
 from sentinel_proxy.errors import CallerError, UpstreamError
-from sentinel_proxy.failover import Reply
 from sentinel_proxy.model import PATHS, Call, Endpoint, Header
+from sentinel_proxy.reply import Reply
 from sentinel_proxy.wire.json import dumps, loads
 
 JSON = (b"content-type", b"application/json")

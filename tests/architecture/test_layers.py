@@ -21,6 +21,7 @@ LAYERS = [
     {"api"},
     {"rescue"},
     {"failover", "passthrough", "health"},
+    {"reply"},
     {"eligibility", "upstream", "log", "incidents", "metrics", "testing"},
     {"providers", "stores"},
     {"resilience", "wire"},
