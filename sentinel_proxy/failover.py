@@ -78,11 +78,10 @@ class Failover:
         for position, upstream in enumerate(chain):
             if self._clock.monotonic() >= call.deadline:
                 raise NoReply(failures, deadline_exceeded=True)
-            alone = not self._another(call, chain[position + 1 :])
             try:
                 if (reason := unfit(upstream.provider, call, wanted[0].provider, overflowed)) is not None:
                     raise self._passed_by(upstream, call, reason)
-                reply = await self._ask(upstream, call, wrap, alone=alone)
+                reply = await self._ask(upstream, call, wrap, others=chain[position + 1 :])
             except (UpstreamError, BreakerOpen) as failure:
                 failures.append(failure)
                 if not may_go_on(call, failure):
@@ -121,9 +120,20 @@ class Failover:
         )
 
     async def _ask(
-        self, upstream: Upstream, call: Call, wrap: Wrap | None, *, alone: bool, early: bool = False
+        self,
+        upstream: Upstream,
+        call: Call,
+        wrap: Wrap | None,
+        *,
+        others: Sequence[Upstream] = (),
+        early: bool = False,
     ) -> Reply:
-        """Give one provider its tries, as many as the retry policy and the deadline allow."""
+        """
+        Give one provider its tries, as many as the retry policy and the deadline allow.
+
+        Args:
+            others: Who would be asked next: where nobody else is left, more is worth trying here.
+        """
         try:
             request = upstream.provider.encode(call)
         except UpstreamError as refused:
@@ -143,7 +153,7 @@ class Failover:
             return await self._retry.again(
                 attempt,
                 first,
-                alone=alone,
+                alone=not self._another(call, others),
                 retried_by_client=call.retried_by_client,
                 deadline=call.deadline,
                 budget=upstream.budget,
@@ -241,7 +251,7 @@ class Failover:
     ) -> Reply:
         """Everyone rests: one call at a time may try early, rather than all being refused by our own hand."""
         try:
-            return await self._ask(upstream, call, wrap, alone=True, early=True)
+            return await self._ask(upstream, call, wrap, early=True)
         except (UpstreamError, BreakerOpen) as failure:
             raise NoReply([*failures, failure]) from None
 
