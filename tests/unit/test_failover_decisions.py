@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from sentinel_proxy.config import BreakerConfig, RetryConfig, TimeoutsConfig
 from sentinel_proxy.errors import CONSEQUENCES, BreakerOpen, CallerError, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Event
-from sentinel_proxy.failover import TRIAL_PROOF_SECONDS, Failover, Reply
+from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Controls, Endpoint, ReplyHead, UpstreamRequest
 from sentinel_proxy.providers.base import Decoder, Provider
+from sentinel_proxy.reply import TRIAL_PROOF_SECONDS, Reply
 from sentinel_proxy.resilience.breaker import State
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.testing import FakeClock
