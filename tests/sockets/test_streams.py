@@ -17,7 +17,7 @@ from harness import CHAT, Harness, Start, chain
 from openai_schema import assert_valid
 from raw_caller import Answer, ask, judged, request
 
-from sentinel_proxy import failover
+from sentinel_proxy import reply
 from sentinel_proxy.api import relay
 from sentinel_proxy.config import TimeoutsConfig
 from sentinel_proxy.errors import FailureKind
@@ -305,7 +305,7 @@ class TestTime:
         self, start: Start, primary: FaultyUpstream, monkeypatch: pytest.MonkeyPatch, usage: bool
     ) -> None:
         """All was said, and the socket stays open: a success, with the terminator that is missing."""
-        monkeypatch.setattr(failover, "FINISH_GRACE_SECONDS", 0.2)
+        monkeypatch.setattr(reply, "FINISH_GRACE_SECONDS", 0.2)
         late = sse(
             {"id": "c", "created": 1, "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 5}}
         )
