@@ -20,6 +20,7 @@ from sentinel_proxy.config import ServerConfig
 from sentinel_proxy.events import Noticed
 from sentinel_proxy.model import Call, ReplyHead, UpstreamRequest
 from sentinel_proxy.providers.base import Decoder, Provider
+from sentinel_proxy.providers.openai import OpenAIProvider
 from sentinel_proxy.providers.registry import Registry
 from sentinel_proxy.testing import (
     FaultyUpstream,
@@ -27,6 +28,7 @@ from sentinel_proxy.testing import (
     Script,
     openai_chunks,
     openai_completion,
+    openai_stream,
     sse_stream,
 )
 
@@ -347,6 +349,41 @@ class TestMistakesOfOurOwn:
         assert any("test_bad_input.py" in place for place in notice.details["at"])
         assert "secret" not in f"{notice} {reply.text} {capfd.readouterr()}"
         assert harness.idle()
+
+
+class WrongLater(OpenAIProvider):
+    """A plugin whose decoder breaks down in the middle of a stream."""
+
+    def decoder(self, call: Call, head: ReplyHead) -> Decoder:
+        inner = super().decoder(call, head)
+        feed = inner.feed
+
+        def wrong(data: bytes) -> bytes:
+            if b"two" in data:
+                raise RuntimeError(f"cannot cope with {data!r}")
+            return feed(data)
+
+        inner.feed = wrong  # type: ignore[method-assign]
+        return inner
+
+
+async def test_a_mistake_inside_a_stream_ends_it_in_an_error_that_sdks_raise(
+    start: Start, primary: FaultyUpstream
+) -> None:
+    primary.always(openai_stream(["one", "two"], pause=0.02))
+    registry = Registry()
+    registry.register(WrongLater(base_url=f"{primary.url}/v1"))
+    harness = await start(chain(primary), registry=registry)
+
+    reply = await harness.chat(stream=True)
+
+    *_, last, rest = reply.text.split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert (rest, "[DONE]" in reply.text, "two" in reply.text) == ("", False, False)
+    assert [(event.outcome, event.error_code) for event in harness.finished()] == [
+        ("failure", "internal_error")
+    ]
+    assert harness.idle()
 
 
 async def test_many_wrong_requests_at_once_leave_nothing(harness: Harness) -> None:

@@ -213,7 +213,7 @@ class TestServe:
         os.close(writing)
         try:
             await ready(client, f"http://127.0.0.1:{port}")
-            for _ in range(250):  # some 400 bytes a line, and a pipe holds 64 KiB
+            for _ in range(180):  # some 450 bytes a line, and a pipe holds 64 KiB
                 reply = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT)
                 assert reply.status_code == 200
             process.send_signal(signal.SIGTERM)

@@ -44,8 +44,8 @@ async def other() -> AsyncIterator[FaultyUpstream]:
         yield upstream
 
 
-def two_vendors(primary: FaultyUpstream, other: FaultyUpstream) -> Config:
-    config = keyless(chain(primary))
+def two_vendors(primary: FaultyUpstream, other: FaultyUpstream, *, own_keys: bool = False) -> Config:
+    config = chain(primary) if own_keys else keyless(chain(primary))
     first = config.providers[0]
     second = first.model_copy(update={"name": "other", "base_url": f"{other.url}/v1"})
     return config.model_copy(update={"providers": (first, second)})
@@ -112,8 +112,9 @@ class TestKeys:
 
         assert known.status_code == 200
         assert primary.requests[0].header("authorization") is None
-        assert harness.finished()[0].call is not None
-        assert harness.finished()[0].call.client == "web"
+        (served,) = harness.finished()
+        assert served.call is not None
+        assert served.call.client == "web"
         for refused in (stranger, nobody):
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
             assert_valid("ErrorResponse", refused.json())
@@ -345,6 +346,43 @@ class TestStreamedThrough:
         assert reply.json() == {"ok": True}
         assert reply.headers["x-sentinel-trail"] == "openai:connect,other:200"
 
+    async def test_one_that_wants_to_be_left_alone_is_passed_by(
+        self, start: Start, primary: FaultyUpstream, other: FaultyUpstream
+    ) -> None:
+        primary.always(openai_error(429, headers={"retry-after": "9"}))
+        other.always(openai_completion("served"))
+        harness = await start(two_vendors(primary, other, own_keys=True))
+        await harness.chat()
+
+        reply = await harness.client.get("/v1/files")
+
+        assert reply.headers["x-sentinel-trail"] == "openai:limited,other:200"
+        assert len(primary.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("headers", "trail"),
+        [
+            ({"x-sentinel-providers": "other"}, "other:200"),
+            ({"x-sentinel-no-failover": "true"}, "openai:connect"),
+        ],
+        ids=["another provider", "no other"],
+    )
+    async def test_the_callers_controls_hold_here_too(
+        self,
+        start: Start,
+        primary: FaultyUpstream,
+        other: FaultyUpstream,
+        headers: dict[str, str],
+        trail: str,
+    ) -> None:
+        await primary.stop_listening()
+        other.always(json_answer(200, {"ok": True}))
+        harness = await start(two_vendors(primary, other))
+
+        reply = await harness.client.get("/v1/files", headers=headers)
+
+        assert reply.headers["x-sentinel-trail"] == trail
+
     async def test_an_answer_that_breaks_off_is_not_ended_as_if_it_were_whole(
         self, start: Start, primary: FaultyUpstream
     ) -> None:
@@ -473,11 +511,11 @@ async def test_no_secret_is_in_what_we_say_of_calls(
     log = Log(LogConfig(level="debug"), stream)
     log.listen(harness.proxy.bus)
     headers = {"authorization": f"Bearer {CALLERS_KEY}"}
-    asked = {"messages": [{"role": "user", "content": SECRETS["the prompt"]}], "headers": headers}
+    asked = [{"role": "user", "content": SECRETS["the prompt"]}]
 
     said, answered = [], ""
     for streaming in (False, False, False, False, True, False):
-        reply = await harness.chat(stream=streaming, **asked)
+        reply = await harness.chat(stream=streaming, messages=asked, headers=headers)
         said.append(reply.text if reply.status_code >= 400 else "")
         answered += reply.text if reply.status_code == 200 else ""
         harness.proxy.upstreams[0].breakers.reset(harness.proxy.clock.monotonic(), "the next scene")
