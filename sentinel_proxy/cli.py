@@ -1,5 +1,5 @@
 """
-What a person types: `sentinel-proxy [serve]`, `check-config`, `demo`.
+What a person types: `sentinel-proxy [serve]`, `check-config`, `demo`, `drill`.
 
 Parses, prints and exits; the work is done elsewhere, and imported only by the command that
 needs it, so that `--version` answers at once and Ctrl-C is quiet from the start.
@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", metavar="N", type=int, default=8000, help="port of the proxy (default: 8000)")
     demo.add_argument("--once", action="store_true", help="end after the script instead of staying up")
     demo.set_defaults(run=_demo)
+
+    drill = commands.add_parser("drill", help="rehearse failures against your policy; contacts no provider")
+    _add_config(drill)
+    drill.add_argument("--json", action="store_true", help="print one JSON document instead of a report card")
+    drill.set_defaults(run=_drill)
     return parser
 
 
@@ -128,3 +133,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     from sentinel_proxy.demo import run
 
     return run(port=arguments.port, once=arguments.once)
+
+
+def _drill(arguments: argparse.Namespace) -> int:
+    from sentinel_proxy.config import load
+
+    loaded = load(arguments.config, os.environ)
+
+    from sentinel_proxy.drill import run
+
+    source = "the environment alone" if loaded.path is None else str(loaded.path)
+    return run(loaded.config, source, json=arguments.json)

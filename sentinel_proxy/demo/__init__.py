@@ -16,7 +16,8 @@ import os
 import sys
 
 from sentinel_proxy.demo.stage import play
-from sentinel_proxy.demo.terminal import Terminal, wants_colour
+from sentinel_proxy.demo.terminal import Terminal
+from sentinel_proxy.terminal import wants_colour
 
 
 def run(*, port: int = 8000, once: bool = False) -> int:

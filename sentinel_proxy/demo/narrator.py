@@ -8,7 +8,7 @@ provider is said when it begins to rest, not at each call.
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from sentinel_proxy.demo.terminal import Style, Terminal
+from sentinel_proxy.demo.terminal import Terminal
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.events import (
     AttemptFailed,
@@ -19,6 +19,7 @@ from sentinel_proxy.events import (
     CallRetried,
     StreamRescued,
 )
+from sentinel_proxy.terminal import Style
 
 _FAILURES: Final[Mapping[FailureKind, str]] = {
     FailureKind.OVERLOADED: "says that it is overloaded",

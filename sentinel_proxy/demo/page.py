@@ -5,7 +5,8 @@ from typing import Final
 
 from sentinel_proxy.demo.application import MODEL
 from sentinel_proxy.demo.tally import Tally
-from sentinel_proxy.demo.terminal import Style, Terminal, mark_of
+from sentinel_proxy.demo.terminal import Terminal, mark_of
+from sentinel_proxy.terminal import Style
 
 _COLUMNS: Final = (40, 17, 17)
 

@@ -10,21 +10,11 @@ from typing import Final, Literal, TextIO
 
 from sentinel_proxy.demo.application import Outcome
 from sentinel_proxy.demo.tally import Tally
+from sentinel_proxy.terminal import WIDTH, Screen, Style
 
-WIDTH: Final = 80
 _LABEL_WIDTH: Final = 10
 _TEXT_AT: Final = 6 + 2 + _LABEL_WIDTH + 2
 _CALLS_WIDTH: Final = 16
-
-Style = Literal["plain", "bold", "dim", "good", "other", "warn", "bad"]
-_SGR: Final[Mapping[Style, str]] = {
-    "bold": "1",
-    "dim": "2",
-    "good": "32",
-    "other": "36",
-    "warn": "33",
-    "bad": "1;31",
-}
 
 Mark = Literal["first", "other", "both", "failed"]
 _STYLES: Final[Mapping[Mark, Style]] = {"first": "good", "other": "other", "both": "warn", "failed": "bad"}
@@ -32,41 +22,15 @@ _SIGNS: Final[Mapping[Mark, str]] = {"first": "●", "other": "○", "both": "�
 _PLAIN_SIGNS: Final[Mapping[Mark, str]] = {"first": "*", "other": "o", "both": "%", "failed": "x"}
 
 
-def wants_colour(out: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether to colour what goes to *out*: a terminal, unless NO_COLOR (no-color.org) or TERM object."""
-    return out.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-
-
-class Terminal:
-    """
-    Prints lines, at once. Where nobody reads any more it falls silent.
-
-    Attributes:
-        gone: Whether the reader has left (a closed pipe).
-    """
+class Terminal(Screen):
+    """Prints the timeline."""
 
     def __init__(self, out: TextIO, *, colour: bool) -> None:
-        self.gone = False
-        self._out = out
-        self._colour = colour
-        self._unicode = _can_say("".join(_SIGNS.values()) + "─", out)
-
-    def print(self, text: str = "") -> None:
-        """Print *text* as it is."""
-        if self.gone:
-            return
-        try:
-            print(text, file=self._out, flush=True)
-        except BrokenPipeError:
-            self.gone = True
-
-    def paint(self, text: str, style: Style) -> str:
-        """Return *text* in *style*, or as it is where there are no colours."""
-        return f"\x1b[{_SGR[style]}m{text}\x1b[0m" if self._colour and style in _SGR else text
+        super().__init__(out, colour=colour, signs="".join(_SIGNS.values()) + "─")
 
     def rule(self, seconds: float, title: str) -> None:
         """Print a line across the page: a new scene."""
-        dash = "─" if self._unicode else "-"
+        dash = "─" if self.has_signs else "-"
         head = f"{seconds:6.1f}  {dash}{dash} {title} "
         self.print()
         self.print(self.paint(head.ljust(WIDTH, dash), "bold"))
@@ -87,7 +51,7 @@ class Terminal:
 
     def sign(self, mark: Mark) -> str:
         """Return the sign of a call that ended so."""
-        return self.paint((_SIGNS if self._unicode else _PLAIN_SIGNS)[mark], _STYLES[mark])
+        return self.paint((_SIGNS if self.has_signs else _PLAIN_SIGNS)[mark], _STYLES[mark])
 
     def _ended(self, tally: Tally, width: int = 0) -> str:
         marks = [mark_of(outcome) for outcome in tally.unshown()]
@@ -103,11 +67,3 @@ def mark_of(outcome: Outcome) -> Mark:
     if outcome.rescued_by:
         return "both"
     return "first" if outcome.provider in ("", "openai") else "other"
-
-
-def _can_say(text: str, out: TextIO) -> bool:
-    try:
-        text.encode(getattr(out, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True

@@ -102,6 +102,10 @@ class FaultyUpstream:
         """How many connections are open now."""
         return len(self._open)
 
+    def is_open(self, connection: int) -> bool:
+        """Whether a connection, as `Received.connection` counts them, is open now."""
+        return any(each._number == connection for each in self._open)
+
     async def __aenter__(self) -> Self:
         self._claim = _bound(self.port)
         self.port = self._claim.getsockname()[1]

@@ -27,7 +27,7 @@ LAYERS = [
     {"resilience", "wire"},
     {"events", "config"},
     {"model", "wheel"},
-    {"errors", "clock", "ulid", "__init__"},
+    {"errors", "clock", "terminal", "ulid", "__init__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
@@ -35,7 +35,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 HOMES = {
     "uvicorn": {"server"},
     "starlette": {"app", "api", "admin", "middleware"},
-    "httpx": {"upstream", "demo"},  # as a transport; and as an application would use it
+    "httpx": {"upstream", "demo", "drill"},  # as a transport; and as an application would use it
     "httptools": {"upstream"},
     "tenacity": {"resilience"},
     "redis": {"stores"},

@@ -20,7 +20,7 @@ from sentinel_proxy.demo.application import Application, Outcome
 from sentinel_proxy.demo.narrator import Narrator
 from sentinel_proxy.demo.scenes import SCENES
 from sentinel_proxy.demo.tally import Tally
-from sentinel_proxy.demo.terminal import WIDTH, Terminal, mark_of, wants_colour
+from sentinel_proxy.demo.terminal import Terminal, mark_of
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.events import (
     AttemptFailed,
@@ -31,6 +31,7 @@ from sentinel_proxy.events import (
     Event,
     StreamRescued,
 )
+from sentinel_proxy.terminal import WIDTH, wants_colour
 from sentinel_proxy.testing import (
     FaultyUpstream,
     Outage,

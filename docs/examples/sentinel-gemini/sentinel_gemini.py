@@ -12,7 +12,7 @@ Source: https://ai.google.dev/api/generate-content
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from sentinel_proxy.clock import Clock, SystemClock
@@ -23,6 +23,9 @@ from sentinel_proxy.providers.registry import Registry
 from sentinel_proxy.wire import openai, sse
 from sentinel_proxy.wire.json import dumps, loads
 from sentinel_proxy.wire.retry_after import retry_after_seconds
+
+if TYPE_CHECKING:
+    from sentinel_proxy.drill.dialects import Dialect
 
 # OpenAI's field to the key of Gemini's `generationConfig`.
 SETTINGS: Final = {
@@ -131,6 +134,14 @@ class GeminiProvider(Provider):
         except (ValueError, KeyError, TypeError) as error:
             raise UpstreamError(FailureKind.PROTOCOL, "this is no list of models") from error
         return [ModelEntry(name.removeprefix("models/"), owned_by="google") for name in names]
+
+    def drilled(self, base_url: str) -> "GeminiProvider":
+        """Return the same provider for `sentinel-proxy drill`: at a simulated server, without our key."""
+        return GeminiProvider(api_key="drill", model=self.models["*"], base_url=base_url)
+
+    def dialect(self) -> "Dialect":
+        """Return what such a server says."""
+        return simulated()
 
 
 def register(registry: Registry) -> None:
@@ -344,3 +355,55 @@ def tokens(usage: Usage) -> dict[str, int]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
+
+
+def simulated() -> "Dialect":
+    """Describe Gemini to the failure drill: how it answers, and how it refuses."""
+    from sentinel_proxy.drill.dialects import Dialect, Refusal  # only a drill needs it
+
+    return Dialect(
+        completion=lambda text, usage: dumps(said(text, "STOP", usage)),
+        events=lambda tokens, usage: [
+            *(server_event(said(token)) for token in tokens),
+            server_event(said("", "STOP", usage)),
+        ],
+        opening=0,
+        closing=1,
+        stream_type="text/event-stream",
+        refusals={
+            Refusal.RATE_LIMIT: refusal(429, "RESOURCE_EXHAUSTED", "Quota per minute exceeded."),
+            Refusal.BROKEN: refusal(500, "INTERNAL", "An internal error has occurred."),
+            Refusal.BUSY: refusal(503, "UNAVAILABLE", "The model is overloaded."),
+            Refusal.UNAUTHORIZED: refusal(401, "UNAUTHENTICATED", "The API key is not valid."),
+            Refusal.UNKNOWN_MODEL: refusal(404, "NOT_FOUND", "The model is not found."),
+        },
+        error_event=server_event(refusal(503, "UNAVAILABLE", "The model is overloaded.")[1]),
+        ping=b": ping\n\n",
+        catalogue=lambda models: dumps({"models": [{"name": f"models/{model}"} for model in models]}),
+    )
+
+
+def said(text: str, reason: str | None = None, usage: Usage | None = None) -> dict[str, Any]:
+    """Return a `GenerateContentResponse`, as a server writes it."""
+    candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "finishReason": reason, "index": 0}
+    counted = {} if usage is None else {"usageMetadata": counts(usage)}
+    return {"candidates": [candidate], "responseId": "simulated", **counted}
+
+
+def counts(usage: Usage) -> dict[str, int]:
+    """Return *usage* as Gemini writes it."""
+    return {
+        "promptTokenCount": usage.prompt_tokens,
+        "candidatesTokenCount": usage.completion_tokens,
+        "totalTokenCount": usage.total_tokens,
+    }
+
+
+def server_event(payload: Mapping[str, Any]) -> bytes:
+    """Return *payload* as one server-sent event."""
+    return b"data: " + dumps(payload) + b"\n\n"
+
+
+def refusal(status: int, name: str, message: str) -> tuple[int, dict[str, Any]]:
+    """Return the status and body of an error, as a server writes it."""
+    return status, {"error": {"code": status, "status": name, "message": message}}
