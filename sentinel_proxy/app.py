@@ -7,10 +7,11 @@ needs an event loop and closes it in reverse.
 """
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,11 +21,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sentinel_proxy import __version__
+from sentinel_proxy.admin.access import Access, AccessMiddleware
+from sentinel_proxy.admin.broadcast import Broadcast
+from sentinel_proxy.admin.mounting import Beside
+from sentinel_proxy.admin.operations import Operations
+from sentinel_proxy.admin.reporter import HEARTBEAT_SECONDS, Reporter
+from sentinel_proxy.admin.routes import Desk
 from sentinel_proxy.api import errors, health, metrics, models, passthrough, routes
 from sentinel_proxy.api.headers import NOTHING_ASKED
 from sentinel_proxy.api.line import Service
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config, ProviderConfig
+from sentinel_proxy.errors import CallerError
 from sentinel_proxy.events import Bus, Noticed
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.health import Monitor
@@ -33,6 +41,7 @@ from sentinel_proxy.metrics import Live, Metrics
 from sentinel_proxy.middleware.auth import AuthMiddleware
 from sentinel_proxy.middleware.limits import InFlightMiddleware, RateLimitMiddleware
 from sentinel_proxy.middleware.mistakes import MistakeMiddleware
+from sentinel_proxy.middleware.security_headers import SecurityHeadersMiddleware
 from sentinel_proxy.middleware.trace import TraceMiddleware
 from sentinel_proxy.model import Feed, Load, StateHealth
 from sentinel_proxy.passthrough import Passthrough
@@ -58,6 +67,7 @@ class Proxy:
         registry: The chain; by default the configured providers and the installed plugins.
         bus: Where facts go; subscribe before the application starts.
         transport: Makes the transport of a provider; by default what its configuration names.
+        heartbeat_seconds: Between two heartbeats of the live feed.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class Proxy:
         clock: Clock | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
         transport: Callable[[Provider, Wheel], Transport] | None = None,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self.config = config
         self.bus = bus if bus is not None else Bus()
@@ -94,6 +105,9 @@ class Proxy:
         self.failover = Failover(self.upstreams, retry, self.clock, self.bus.emit)
         self.health = self._monitor(uniform)
         self.metrics = self._metrics()
+        self.operations = self._operations()
+        self.broadcast = Broadcast(config.state.events, self.clock, self.feed)
+        self.reporter = self._reporter(heartbeat_seconds)
         self.incidents = self._incidents()
         self.app = self._build_app()
 
@@ -126,6 +140,20 @@ class Proxy:
         counted.read_live(Live(names, self.load, self.feed, self.state, health.breaker, health.is_up))
         return counted
 
+    def _operations(self) -> Operations:
+        upstreams = {upstream.name: upstream for upstream in self.upstreams}
+        return Operations(
+            upstreams, self.health, self.metrics, self.load, self.feed, self.clock, self.bus.emit
+        )
+
+    def _reporter(self, heartbeat_seconds: float) -> Reporter:
+        operations = self.operations
+        reporter = Reporter(
+            self.broadcast, operations.status, operations.totals, self.clock, heartbeat_seconds
+        )
+        reporter.listen(self.bus)
+        return reporter
+
     def _incidents(self) -> Incidents:
         """Last of those that listen: what an incident follows from has been heard by everybody else."""
         providers = {provider.name: provider for provider in self.registry}
@@ -150,10 +178,24 @@ class Proxy:
                 *health.routes(service, __version__),
                 *metrics.routes(self.metrics),
                 *passthrough.routes(service, Passthrough(self.upstreams, self.clock, self.bus.emit)),
+                Beside(self._build_admin()),
             ],
             middleware=self._onion(),
             exception_handlers={HTTPException: _refused},
             lifespan=self._lifespan,
+        )
+
+    def _build_admin(self) -> Starlette:
+        config = self.config
+        token = config.admin.token.get_secret_value() if config.admin.token is not None else None
+        desk = Desk(config, self.operations, self.incidents, self.broadcast, self.reporter, __version__)
+        return Starlette(
+            routes=desk.routes(),
+            middleware=[
+                Middleware(SecurityHeadersMiddleware),
+                Middleware(AccessMiddleware, access=Access(token, config.server.trusted_proxies)),
+            ],
+            exception_handlers={HTTPException: _refused, CallerError: _mistaken, Exception: _broken},
         )
 
     def _onion(self) -> list[Middleware]:
@@ -184,6 +226,7 @@ class Proxy:
             for upstream in self.upstreams:
                 stack.push_async_callback(upstream.transport.aclose)
             await stack.enter_async_context(self.health.running())
+            await stack.enter_async_context(self.reporter.running())
             chain = " -> ".join(provider.name for provider in self.registry)
             self.bus.emit(Noticed("info", "ready", {"version": __version__, "chain": chain}))
             yield
@@ -233,5 +276,20 @@ async def _refused(_: Request, error: Exception) -> Response:
         answer = errors.answer(405, "this path does not take that method", code="method_not_allowed")
     else:
         answer = errors.answer(error.status_code, str(error.detail))
+    return _response(answer, error.headers or {})
+
+
+async def _mistaken(_: Request, error: Exception) -> Response:
+    """A mistake of an operator's."""
+    assert isinstance(error, CallerError)
+    return _response(errors.of_caller(error))
+
+
+async def _broken(_: Request, __: Exception) -> Response:
+    """A mistake of ours at an operators' face; the error goes on to those who report it."""
+    return _response(errors.of_mistake())
+
+
+def _response(answer: errors.ErrorAnswer, more: Mapping[str, str] = MappingProxyType({})) -> Response:
     headers = {name.decode(): value.decode() for name, value in answer.headers + NOTHING_ASKED}
-    return Response(answer.body, answer.status, {**headers, **(error.headers or {})})
+    return Response(answer.body, answer.status, {**headers, **more})

@@ -223,6 +223,9 @@ class Totals:
     successes: int = 0  # whole answers, whoever gave them
     failures: int = 0  # errors of ours or of every upstream, and answers that broke off
     failovers: int = 0
+    rescues: int = 0  # streams that broke off and were carried on to a good end
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     seconds: float = 0.0  # that the successes took, summed
 
     @property
@@ -349,6 +352,8 @@ class Metrics:
         if event.usage is not None and series.prompt is not None and series.completion is not None:
             series.prompt.inc(event.usage.prompt_tokens)
             series.completion.inc(event.usage.completion_tokens)
+            self.totals.prompt_tokens += event.usage.prompt_tokens
+            self.totals.completion_tokens += event.usage.completion_tokens
         if outcome is Outcome.TRUNCATED:
             self.truncated.labels(self._provider(provider)).inc()
         self._add_to_totals(outcome, event.seconds)
@@ -365,6 +370,7 @@ class Metrics:
         if outcome in _GOOD:
             totals.successes += 1
             totals.seconds += seconds
+            totals.rescues += outcome is Outcome.RESCUED
         elif outcome in _BAD:
             totals.failures += 1
 

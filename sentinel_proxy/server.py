@@ -16,9 +16,11 @@ from contextlib import asynccontextmanager
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from sentinel_proxy.app import Proxy
 from sentinel_proxy.errors import ConfigError
+from sentinel_proxy.events import Noticed
 
 KEEP_ALIVE_SECONDS = 75
 """Above the idle time of HTTP clients, so that the client drops the connection first (nginx's value)."""
@@ -60,6 +62,24 @@ def _why_not(error: Exception) -> str:
     return f"cannot be listened on: {getattr(error, 'strerror', None) or error}"
 
 
+PING_SECONDS = 20.0
+"""How often a WebSocket is asked whether it is still there, and how long it may take to say so."""
+
+MAX_MESSAGE_BYTES = 4096
+"""What a WebSocket client may send: nothing, but it gets a better answer than a cut connection."""
+
+LIVE_END_SECONDS = 1.0
+"""For those who listen to the live feed to have its last words."""
+
+
+class LiveConnection(WebSocketsSansIOProtocol):
+    """A WebSocket that, once it is done with, does not wait for ever for a client that no longer reads."""
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self.loop.call_later(FAREWELL_SECONDS, self.transport.abort)
+
+
 class Server(uvicorn.Server):
     """
     Runs one `Proxy` until a signal, or `stop`, ends it.
@@ -73,6 +93,11 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 proxy.app,
                 http="httptools",
+                ws=LiveConnection,
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PING_SECONDS,
+                ws_per_message_deflate=False,  # its windows cost more memory than all the rest of a client
                 loop="auto",
                 lifespan="on",
                 log_config=None,
@@ -87,6 +112,7 @@ class Server(uvicorn.Server):
         self._proxy = proxy
         self._on_started = on_started
         self._drained_at = math.inf
+        self._told = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -122,12 +148,30 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, whether draining is over."""
         load = self._proxy.load
+        if load.draining and not self._told:
+            self._tell()
         if load.draining and not self.should_exit:
             if load.in_flight == 0:
                 self.should_exit = True
             elif self._proxy.clock.monotonic() >= self._drained_at:
                 self.stop()
         return await super().on_tick(counter)
+
+    def _tell(self) -> None:
+        """Report the drain. Not where it begins: a signal comes in the middle of anything."""
+        self._told = True
+        details = {
+            "in_flight": self._proxy.load.in_flight,
+            "seconds": self._proxy.config.server.drain_seconds,
+        }
+        self._proxy.bus.emit(Noticed("info", "draining", details))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything; the live feed goes last of what is heard and first of what is closed."""
+        if not self._told:
+            self._tell()
+        await self._proxy.broadcast.end(0.0 if self.force_exit else LIVE_END_SECONDS)
+        await super().shutdown(sockets)
 
 
 def serve(proxy: Proxy, listener: socket.socket, on_started: Callable[[], None] | None = None) -> None:

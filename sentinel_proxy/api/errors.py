@@ -105,6 +105,12 @@ def of_late_body() -> ErrorAnswer:
     return late
 
 
+def of_mistake() -> ErrorAnswer:
+    """A mistake of ours, or of a plugin."""
+    message = "the proxy made a mistake; its log has more under this trace id"
+    return answer(500, message, code="internal_error")
+
+
 def of_shutdown() -> ErrorAnswer:
     """The proxy goes down before the call is done; another replica, or the next start, can serve it."""
     return answer(503, "the proxy is shutting down", code="proxy_draining", retry_after=1.0)

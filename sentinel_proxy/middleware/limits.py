@@ -5,15 +5,16 @@ Both happen before the body is read, and both answer in OpenAI's envelope with a
 """
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sentinel_proxy.api.address import caller_address, networks, parsed_address
 from sentinel_proxy.api.errors import answer, of_shutdown
 from sentinel_proxy.api.send import send_error
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.middleware.auth import is_call
-from sentinel_proxy.model import Load, Trace, header
+from sentinel_proxy.model import Load, Trace
 from sentinel_proxy.resilience.rate_limit import SlidingLog, duration_text
 
 
@@ -79,7 +80,7 @@ class RateLimitMiddleware:
         self._load = load
         self._log = log
         self._limits = limits
-        self._trusted = [ip_network(proxy, strict=False) for proxy in trusted_proxies]
+        self._trusted = networks(trusted_proxies)
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +92,7 @@ class RateLimitMiddleware:
         if (limit if limit is not None else self._log.requests) == 0:
             await self.app(scope, receive, send)
             return
-        key = trace.client or client_address(scope, self._trusted)
+        key = trace.client or client_key(caller_address(scope, self._trusted))
         decision = self._log.admit(key, self._clock.monotonic(), limit=limit)
         trace.headers += (
             (b"x-sentinel-ratelimit-limit", b"%d" % decision.limit),
@@ -108,40 +109,11 @@ class RateLimitMiddleware:
         await send_error(send, refusal)
 
 
-def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -> str:
-    """
-    Return the address that counts for the caller.
-
-    `X-Forwarded-For` is walked from the right, as far as the hops are trusted; whatever a
-    stranger wrote further left is never believed.
-    """
-    peer = scope["client"][0] if scope.get("client") else "unknown"
-    if trusted and _is_trusted(peer, trusted):
-        hops = (header(scope["headers"], b"x-forwarded-for") or b"").decode("latin-1").split(",")
-        for hop in reversed([hop.strip() for hop in hops if hop.strip()]):
-            peer = hop
-            if not _is_trusted(hop, trusted):
-                break
-    return _bucket(peer)
-
-
-def _is_trusted(address: str, trusted: Sequence[IPv4Network | IPv6Network]) -> bool:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in trusted)
-
-
-def _bucket(address: str) -> str:
-    if ":" not in address:
-        return address
-    try:
-        parsed = ip_address(address)
-    except ValueError:
+def client_key(address: str) -> str:
+    """Return what a caller without a key is counted by: its address, of IPv6 the /64 that it has."""
+    parsed = parsed_address(address)
+    if parsed is None:
         return address
     if isinstance(parsed, IPv6Address):
-        if (mapped := parsed.ipv4_mapped) is not None:
-            return str(mapped)
         return str(ip_network((parsed, 64), strict=False).network_address) + "/64"
     return str(parsed)

@@ -11,7 +11,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sentinel_proxy.api.errors import answer
+from sentinel_proxy.api.errors import of_mistake
 from sentinel_proxy.api.send import send_error
 from sentinel_proxy.events import Emit, Noticed
 from sentinel_proxy.model import Trace
@@ -43,8 +43,7 @@ class MistakeMiddleware:
             details = {"trace_id": trace.trace_id, "kind": type(error).__name__, "at": _places(error)}
             self._emit(Noticed("error", "the proxy made a mistake", details))
             if not trace.answered:
-                message = "the proxy made a mistake; its log has more under this trace id"
-                await send_error(send, answer(500, message, code="internal_error"))
+                await send_error(send, of_mistake())
 
 
 def _places(error: Exception) -> list[str]:
