@@ -3,15 +3,16 @@
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
 import anyio.to_thread
 import pytest
 from harness import Start, chain
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from test_layers import LAYERS
 
 import sentinel_proxy
@@ -187,14 +188,15 @@ def test_every_control_is_documented() -> None:
     assert first_codes("docs/headers.md", "| request header |") == [f"x-sentinel-{name}" for name in names]
 
 
-def sent_headers() -> set[str]:
+@cache
+def sent_headers() -> frozenset[str]:
     """Return every `x-sentinel-*` name that is written as the bytes of a response header."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for value in constants(ast.parse(path.read_text())):
             if isinstance(value, bytes) and OURS.fullmatch(value.decode("latin-1")):
                 found.add(value.decode())
-    return found
+    return frozenset(found)
 
 
 def test_every_response_header_is_documented() -> None:
@@ -236,14 +238,26 @@ def test_every_outcome_is_documented() -> None:
 
 
 def test_every_path_is_documented_and_no_other() -> None:
-    served = set()
-    for route in Proxy(load(None, {}).config).app.routes:
+    assert set(first_codes("docs/api.md", "| method and path |")) == set(served(Proxy(load(None, {}).config)))
+
+
+def served(proxy: Proxy) -> Iterator[str]:
+    for route in flat(proxy.app.routes):
+        if isinstance(route, WebSocketRoute):
+            yield f"WS {route.path}"
+            continue
         assert isinstance(route, Route)
         methods = (route.methods or set()) - {"HEAD"}
         method = "*" if len(methods) > 1 else "".join(methods)
-        served.add(f"{method} {route.path.replace(':path', '')}")
+        yield f"{method} {route.path.replace(':path', '')}"
 
-    assert set(first_codes("docs/api.md", "| method and path |")) == served
+
+def flat(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    for route in routes:
+        if isinstance(route, Mount):
+            yield from flat(route.routes)
+        else:
+            yield route
 
 
 # docs/architecture.md
