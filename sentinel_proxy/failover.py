@@ -24,6 +24,7 @@ from sentinel_proxy.resilience.deadline import patience
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.upstream.base import Exchange
+from sentinel_proxy.upstream.decoding import plain
 from sentinel_proxy.upstream.upstream import Upstream, preferred
 
 MAX_ERROR_BYTES: Final = 65_536
@@ -220,6 +221,7 @@ class Failover:
         exchange: Exchange | None = None
         try:
             exchange = await upstream.transport.open(request, connect_seconds=waits.connect, until=until)
+            exchange = plain(exchange)
             if not 200 <= exchange.head.status < 300:
                 body = await _error_body(exchange, until)
                 raise upstream.provider.failure(call, exchange.head, body)

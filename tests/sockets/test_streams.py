@@ -6,7 +6,9 @@ a rescue makes of a break is in test_rescue.py; cuts at every byte are in test_t
 """
 
 import asyncio
+import gzip
 import socket
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -34,6 +36,7 @@ from sentinel_proxy.testing import (
     Script,
     Send,
     Step,
+    answer,
     ollama_stream,
     openai_chunks,
     openai_completion,
@@ -50,6 +53,8 @@ TOKENS = ["One", " two", " three", " four", " five"]
 TEXT = "".join(TOKENS)
 SAID = openai_chunks(TOKENS, finish_reason=None, done=False)
 FINISH, DONE = openai_chunks([], role=False)
+JSON = {"content-type": "application/json"}
+EVENT_STREAM = {"content-type": "text/event-stream"}
 MOMENT = Pause(0.02)
 """So that what comes before it is read before what comes after it."""
 
@@ -85,6 +90,13 @@ def for_ever(*events: bytes, pause: float, after: tuple[bytes, ...] = ()) -> Any
 
 async def streamed(harness: Harness, headers: str = "", **fields: Any) -> Answer:
     return judged(await ask(harness.url, CHAT | {"stream": True} | fields, headers))
+
+
+def compressed(*events: bytes) -> list[bytes]:
+    """Return *events* as a gateway compresses them: each can be read when it is there."""
+    packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    parts = [packer.compress(event) + packer.flush(zlib.Z_SYNC_FLUSH) for event in events]
+    return [*parts, packer.flush()]
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -355,7 +367,7 @@ class TestShape:
     ) -> None:
         """D17."""
         endless = [b"data: " + b"x" * 1_000_000, *[b"x" * 1_000_000] * (MAX_EVENT_BYTES // 1_000_000 + 1)]
-        primary.always(stream([*SAID, *endless], headers={"content-type": "text/event-stream"}))
+        primary.always(stream([*SAID, *endless], headers=EVENT_STREAM))
         harness = await start(chain(primary))
 
         answer = await streamed(harness)
@@ -391,6 +403,43 @@ class TestShape:
 
         assert answer.text == f"{TEXT} six"
         assert [e.method for e in harness.events if isinstance(e, StreamRescued)] == ["instruct"]
+
+
+class TestCompression:
+    """K08: we ask for plain bytes, and some gateways compress all the same."""
+
+    async def test_a_compressed_answer_arrives_plain(self, start: Start, primary: FaultyUpstream) -> None:
+        """K08: whole, streamed, and as an error; no header tells of it."""
+        body = b'{"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+        refusal = b'{"error": {"message": "too hot", "type": "invalid_request_error", "code": "hot"}}'
+        packed = {"content-encoding": "gzip"}
+        primary.plays(
+            answer(200, gzip.compress(body), JSON | packed),
+            stream(compressed(*SAID, FINISH, DONE), headers=EVENT_STREAM | packed),
+            answer(400, gzip.compress(refusal), JSON | packed),
+        )
+        harness = await start(chain(primary))
+
+        asked = (CHAT, CHAT | {"stream": True}, CHAT)
+        whole, events, refused = [judged(await ask(harness.url, payload)) for payload in asked]
+
+        assert whole.body == body
+        assert (events.text, events.done) == (TEXT, True)
+        assert refused.error["code"] == "hot"
+        assert not any("content-encoding" in each.headers for each in (whole, events, refused))
+
+    async def test_a_compressed_stream_that_is_cut_is_a_break(
+        self, start: Start, primary: FaultyUpstream
+    ) -> None:
+        """K08, D02: its framing is whole, what is in it is not."""
+        parts = compressed(*SAID, FINISH, DONE)[: len(SAID)]
+        primary.always(stream(parts, headers=EVENT_STREAM | {"content-encoding": "gzip"}))
+        harness = await start(chain(primary))
+
+        answer = await streamed(harness)
+
+        assert not answer.success
+        assert TEXT.startswith(answer.text)
 
 
 class TestSlowCallers:
