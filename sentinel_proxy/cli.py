@@ -1,5 +1,5 @@
 """
-What a person types: `sentinel-proxy [serve]`, `check-config`, `demo`, `drill`.
+What a person types: `sentinel-proxy [serve]`, `check-config`, `demo`, `drill`, `watch`.
 
 Parses, prints and exits; the work is done elsewhere, and imported only by the command that
 needs it, so that `--version` answers at once and Ctrl-C is quiet from the start.
@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(drill)
     drill.add_argument("--json", action="store_true", help="print one JSON document instead of a report card")
     drill.set_defaults(run=_drill)
+
+    watch = commands.add_parser("watch", help="follow what a running proxy reports, live")
+    watch.add_argument("--url", help="of the proxy (default: the one that this environment would start)")
+    watch.add_argument(
+        "--token", help="its admin token; better kept in SENTINEL_ADMIN_TOKEN, for others see command lines"
+    )
+    watch.set_defaults(run=_watch)
     return parser
 
 
@@ -144,3 +151,10 @@ def _drill(arguments: argparse.Namespace) -> int:
 
     source = "the environment alone" if loaded.path is None else str(loaded.path)
     return run(loaded.config, source, json=arguments.json)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from sentinel_proxy.watch import default_url, run
+
+    token = arguments.token or os.environ.get("SENTINEL_ADMIN_TOKEN")
+    return run(arguments.url or default_url(os.environ), token)

@@ -14,7 +14,7 @@ ROOT = Path(sentinel_proxy.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"drill", "demo"},
+    {"drill", "demo", "watch"},
     {"server"},
     {"app"},
     {"admin", "middleware"},
@@ -37,6 +37,7 @@ HOMES = {
     "starlette": {"app", "api", "admin", "middleware"},
     "httpx": {"upstream", "demo", "drill"},  # as a transport; and as an application would use it
     "httptools": {"upstream"},
+    "websockets": {"watch"},
     "tenacity": {"resilience"},
     "redis": {"stores"},
     "sqlite3": {"stores"},
@@ -46,7 +47,7 @@ HOMES = {
     "pydantic_settings": {"config"},
     "tomllib": {"config"},
     "orjson": {"wire", "log"},
-    "random": {"app", "demo", "drill", "testing"},
+    "random": {"app", "demo", "drill", "testing", "watch"},
     "time": {"clock"},
 }
 # What is pure stays free of the event loop.
