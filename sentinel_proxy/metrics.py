@@ -140,7 +140,7 @@ OUTAGE_DURATION: Final = Series(
     "sentinel_outage_duration_seconds",
     "histogram",
     ("provider",),
-    "Time to recover: from the opening of a breaker to its closing.",
+    "Time to recover: from the opening of a breaker to the trial that closed it.",
     _OUTAGE_SECONDS,
 )
 TOKENS: Final = Series(
@@ -294,6 +294,7 @@ class Metrics:
     def _begin_at_zero(self, providers: Iterable[str]) -> None:
         """Show what an alert may watch before it first happens: from nothing to 1 is no increase."""
         for provider in providers:
+            self.outage_duration.labels(provider)
             for counter in (self.retries, self.truncated):
                 counter.labels(provider)
             for state in State:
@@ -397,10 +398,11 @@ class Metrics:
     def _incident_changed(self, event: IncidentChanged) -> None:
         incident = event.incident
         provider = self._provider(incident.provider)
-        if event.change == "opened":
-            self.incidents.labels(incident.type.value, provider).inc()
-        elif event.change == "resolved" and incident.type is IncidentType.OUTAGE_DETECTED:
-            self.outage_duration.labels(provider).observe(incident.duration_seconds or 0.0)
+        if event.change != "opened":
+            return
+        self.incidents.labels(incident.type.value, provider).inc()
+        if incident.type is IncidentType.PROVIDER_RECOVERED:  # what an operator resets has not recovered
+            self.outage_duration.labels(provider).observe(incident.details["outage_seconds"])
 
 
 class Live(Collector):
