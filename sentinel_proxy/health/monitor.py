@@ -9,6 +9,7 @@ next round. Rounds are jittered so that replicas do not march in step.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import takewhile
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock
@@ -153,21 +154,21 @@ class Monitor:
     def _is_next_in_line(self, watch: Watch) -> bool:
         """Whether calls come here now because no breaker of those before it is closed."""
         now = self._clock.monotonic()
-        for other in self._watches.values():
-            if other is watch:
-                return watch.upstream.breakers.own.state is State.CLOSED
-            if other.upstream.breakers.worst(now).state is State.CLOSED:
-                return False
-        return False
+        before = takewhile(lambda other: other is not watch, self._watches.values())
+        return watch.upstream.breakers.own.state is State.CLOSED and all(
+            other.upstream.breakers.worst(now).state is not State.CLOSED for other in before
+        )
 
     async def _warm_up(self, watch: Watch) -> None:
         """Make a provider ready before the calls that are about to come. Nothing is learned from it."""
-        request = watch.upstream.provider.warm_up()
-        if request is None:
-            return
         now = self._clock.monotonic()
-        with suppress(UpstreamError):
-            await ask(watch.upstream, request, now + watch.upstream.timeouts.first_token, now)
+        try:
+            if (request := watch.upstream.provider.warm_up()) is not None:
+                await ask(watch.upstream, request, now + watch.upstream.timeouts.first_token, now)
+        except UpstreamError:
+            pass  # the calls will tell
+        except Exception as error:
+            self._emit(_went_wrong("the warm-up of a provider went wrong", watch, error))
 
     # What it does by itself.
 
@@ -218,8 +219,7 @@ class Monitor:
             try:
                 await self._check(watch)
             except Exception as error:
-                details = {"provider": watch.name, "error": type(error).__name__}
-                self._emit(Noticed("error", "the probe of a provider went wrong", details))
+                self._emit(_went_wrong("the probe of a provider went wrong", watch, error))
 
     async def _check(self, watch: Watch) -> ProbeResult:
         """Ask one provider, let the answer have its consequences, and tell."""
@@ -276,3 +276,8 @@ def _catalogue(upstream: Upstream, answer: Answer) -> tuple[Sequence[ModelEntry]
     except UpstreamError:
         return None, f"{answer.what}, but with no list of models"
     return entries, f"it lists {len(entries)} models"
+
+
+def _went_wrong(message: str, watch: Watch, error: Exception) -> Noticed:
+    """Tell of a bug in a provider's own code; only its type, for its text may quote anything."""
+    return Noticed("error", message, {"provider": watch.name, "error": type(error).__name__})

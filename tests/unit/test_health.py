@@ -22,6 +22,7 @@ from sentinel_proxy.events import (
 )
 from sentinel_proxy.health import Monitor
 from sentinel_proxy.health.traffic import SLOT_SECONDS, SLOTS, Traffic
+from sentinel_proxy.health.watch import Watch
 from sentinel_proxy.model import (
     Attempt,
     Call,
@@ -682,12 +683,16 @@ class TestModels:
         assert provider.facts.version == (0, 30, 1)
         assert provider.facts.about("llama3.2").has("tools")
 
-    async def test_answers_that_it_cannot_use_do_no_harm(self) -> None:
-        ward = Ward(says(200, TAGS), says(200, "no version"), provider=ollama())
+    @pytest.mark.parametrize(
+        "act", [says(200, "no version"), says(404), LATE], ids=["no version", "not found", "late"]
+    )
+    async def test_answers_that_it_cannot_use_do_no_harm(self, act: Act) -> None:
+        ward = Ward(says(200, TAGS), act, provider=ollama())
 
         result = await ward.monitor.probe("ollama")
 
         assert result.ok
+        assert ward.upstream.breakers.own.failures == 0
 
     async def test_a_refused_credential_is_told_once(self) -> None:
         ward = Ward(says(401), says(401), says(200, LISTED), says(403))
@@ -808,6 +813,16 @@ class TestWarmUp:
 
         assert task.cancelled()
         assert ward.upstreams[1].breakers.own.failures == 0
+
+    async def test_a_bug_in_a_provider_does_not_end_the_watch(self) -> None:
+        ward, fallback, task = await self.ward(keep_alive="5m")
+        fallback.acts[0] = ValueError("a bug that quotes a secret")
+
+        ward.trips()
+        await self.settle(task)
+
+        assert task.cancelled()
+        assert ward.notices() == ["the warm-up of a provider went wrong"]
 
 
 class TestTraffic:
@@ -1012,3 +1027,4 @@ class TestView:
 
         assert {name: part["position"] for name, part in view.items()} == {"openai": 1, "ollama": 2}
         assert repr(ward.monitor) == "<Monitor openai healthy, ollama healthy>"
+        assert repr(Watch(ward.upstream, 30.0)) == "<Watch openai unknown>"

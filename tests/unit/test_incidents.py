@@ -528,6 +528,16 @@ class TestFinding:
         assert room.changes() == [("resolved", "outage_detected")]
         assert [incident.type for incident in room.incidents.ongoing()] == [IncidentType.BREAKER_ISOLATED]
 
+    def test_a_call_that_is_late_is_counted_although_older_outages_are_forgotten(self) -> None:
+        room = Room(capacity=2)
+        for _ in range(2):
+            room.hears(breaker("open"), breaker("closed", "open", reason="reset by hand"))
+        room.hears(breaker("isolated", model="o3"))
+
+        room.hears(finished(Outcome.FAILED_OVER, REST, NEXT))
+
+        assert room.one(IncidentType.OUTAGE_DETECTED).details["affected_calls"] == 1
+
     def test_what_was_found_does_not_change_any_more(self, room: Room) -> None:
         room.hears(failed_over("503"))
         before = room.one(IncidentType.FAILOVER_TRIGGERED)

@@ -122,10 +122,11 @@ def finished(
     return CallFinished("a-trace", endpoint, call, outcome, 200, provider, "m", seconds, 0.0004, 0.35, usage)
 
 
-def incident(change: str, type: IncidentType, seconds: float | None = None) -> IncidentChanged:
-    resolved = None if seconds is None else seconds
+def incident(
+    change: str, type: IncidentType, seconds: float | None = None, **details: float
+) -> IncidentChanged:
     return IncidentChanged(
-        change, Incident("i", type, Severity.CRITICAL, "openai", 0.0, "", {}, resolved, seconds)
+        change, Incident("i", type, Severity.CRITICAL, "openai", 0.0, "", details, seconds, seconds)
     )
 
 
@@ -281,11 +282,12 @@ class TestHealth:
 
         assert desk.value("sentinel_incidents_total", type="stream_truncated", provider="openai") == 1
 
-    def test_an_outage_is_timed_when_it_is_over(self, desk: Desk) -> None:
+    def test_an_outage_is_timed_when_the_provider_has_recovered(self, desk: Desk) -> None:
         desk.hears(
             incident("opened", IncidentType.OUTAGE_DETECTED),
             incident("resolved", IncidentType.OUTAGE_DETECTED, 62.0),
-            incident("resolved", IncidentType.FAILOVER_TRIGGERED, 62.0),
+            incident("opened", IncidentType.PROVIDER_RECOVERED, outage_seconds=62.0),
+            incident("resolved", IncidentType.PROVIDER_RECOVERED, 0.0, outage_seconds=62.0),
         )
 
         assert desk.value("sentinel_outage_duration_seconds_count", provider="openai") == 1
