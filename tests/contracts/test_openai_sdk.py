@@ -21,7 +21,13 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import BaseModel
 
-from sentinel_proxy.config import BreakerConfig, HealthConfig, RetryConfig, TimeoutsConfig
+from sentinel_proxy.config import (
+    BreakerConfig,
+    HealthConfig,
+    ProviderTimeoutsConfig,
+    RetryConfig,
+    TimeoutsConfig,
+)
 from sentinel_proxy.testing import (
     Close,
     FaultyUpstream,
@@ -48,11 +54,12 @@ from sentinel_proxy.testing import (
 pytestmark = pytest.mark.anyio
 
 QUICK = TimeoutsConfig(
-    connect=0.2, first_token=0.15, first_token_reasoning=0.15, idle=0.3, progress=1, answer=0.15, total=5
+    connect=1, first_token=0.2, first_token_reasoning=0.2, idle=0.5, progress=1, answer=0.2, total=5
 )
-QUICKLY: dict[str, Any] = {
-    "timeouts": QUICK,
-    "health": HealthConfig(timeout=0.2),
+IMPATIENT = ProviderTimeoutsConfig(first_token=0.2, first_token_reasoning=0.2, answer=0.2)
+ALWAYS_ONCE: dict[str, Any] = {
+    "timeouts": TimeoutsConfig(),
+    "health": HealthConfig(timeout=0.5),
     "breaker": BreakerConfig(failure_threshold=100_000),  # never opens
     "retry": RetryConfig(attempts=2, backoff=0.001, budget=1),
 }
@@ -261,7 +268,11 @@ async def proxies(anyio_backend: str) -> AsyncIterator[dict[str, Harness]]:
             primary.always(act_of(condition))
             if condition.name == "refusing":
                 await primary.stop_listening()
-            config = chain(primary, backup, **QUICKLY)
+            config = chain(primary, backup, **ALWAYS_ONCE)
+            if condition.name == "hanging":
+                first, second = config.providers
+                first = first.model_copy(update={"timeouts": IMPATIENT})
+                config = config.model_copy(update={"providers": (first, second)})
             found[condition.name] = await stack.enter_async_context(started(config))
         yield found
 

@@ -19,7 +19,14 @@ import trustme
 from harness import CHAT, Harness, Start, chain, eventually, started
 from openai_schema import assert_valid
 
-from sentinel_proxy.config import BreakerConfig, Config, ProviderConfig, RetryConfig, TimeoutsConfig
+from sentinel_proxy.config import (
+    BreakerConfig,
+    Config,
+    ProviderConfig,
+    ProviderTimeoutsConfig,
+    RetryConfig,
+    TimeoutsConfig,
+)
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.events import AttemptFailed, BreakerChanged, CallRetried
 from sentinel_proxy.providers.base import Provider
@@ -52,6 +59,14 @@ BACKUP = "from the backup"
 IMPATIENT = TimeoutsConfig(
     connect=0.1, first_token=0.1, first_token_reasoning=0.1, idle=0.1, progress=0.3, answer=0.1, total=5
 )
+
+
+def impatient(provider: ProviderConfig) -> ProviderConfig:
+    """Wait for this one no longer than a test should; for the others, as long as a busy machine needs."""
+    quick = ProviderTimeoutsConfig(connect=0.1, first_token=0.1, idle=0.1, progress=0.3, answer=0.1)
+    return provider.model_copy(update={"timeouts": quick})
+
+
 HTML = "<html><body>Just a moment...</body></html>"
 
 
@@ -174,7 +189,7 @@ STREAMED = [
     Case("comments for ever", prelude(*[b": ping\n\n"] * 3, by=Hang()), "timeout", Kind.TIMEOUT),
     Case(
         "C10 a prelude without an end",
-        sse_stream([ROLE] * 900),
+        prelude(*[ROLE] * 900, by=Hang()),
         "protocol",
         Kind.PROTOCOL,
     ),
@@ -235,14 +250,14 @@ async def gallery(anyio_backend: str) -> AsyncIterator[Harness]:
                 else ollama_completion(BACKUP)
             )
         )
-        config = chain(backup, backup, timeouts=IMPATIENT)
+        config = chain(backup, backup, timeouts=TimeoutsConfig())
         first, last = config.providers
         providers = []
         for name, case in CASES.items():
             upstream = await stack.enter_async_context(FaultyUpstream())
             upstream.always(case.script)
-            update = {"name": name, "base_url": f"{upstream.url}/v1"}
-            providers.append(first.model_copy(update=update))
+            moved = first.model_copy(update={"name": name, "base_url": f"{upstream.url}/v1"})
+            providers.append(impatient(moved) if case.kind is Kind.TIMEOUT else moved)
         config = config.model_copy(update={"providers": (*providers, last)})
         yield await stack.enter_async_context(started(config))
 
@@ -322,17 +337,16 @@ class TestBeforeAnythingIsSent:
     ) -> None:
         """A04."""
         backup.always(ollama_completion(BACKUP))
-        config = with_base_url(
-            chain(primary, backup, timeouts=IMPATIENT), f"http://127.0.0.1:{black_hole}/v1"
-        )
-        harness = await start(config)
+        config = with_base_url(chain(primary, backup), f"http://127.0.0.1:{black_hole}/v1")
+        first, second = config.providers
+        harness = await start(config.model_copy(update={"providers": (impatient(first), second)}))
         began = asyncio.get_running_loop().time()
 
         reply = await harness.chat()
 
         assert reply.headers["x-sentinel-trail"] == "openai:timeout,ollama:200"
         assert kinds(harness, reply.headers) == {Kind.CONNECT_TIMEOUT}
-        assert 0.09 < asyncio.get_running_loop().time() - began < 1
+        assert 0.09 < asyncio.get_running_loop().time() - began < 2
 
     async def test_a_certificate_that_does_not_verify_opens_the_breaker_at_once(
         self, start: Start, backup: FaultyUpstream
@@ -391,12 +405,14 @@ class TestConnections:
         """Nagle's algorithm and delayed acknowledgements would cost every call some 40 ms."""
         primary.always(openai_completion("quick"))
         harness = await start(chain(primary))
-        began = asyncio.get_running_loop().time()
+        loop, seconds = asyncio.get_running_loop(), []
 
         for _ in range(20):
+            began = loop.time()
             await harness.chat()
+            seconds.append(loop.time() - began)
 
-        assert (asyncio.get_running_loop().time() - began) / 20 < 0.03
+        assert sorted(seconds)[5] < 0.03  # the machine may be busy now and then, but not each time
 
     async def test_a_stale_connection_is_replaced_silently(
         self, start: Start, primary: FaultyUpstream
@@ -417,7 +433,7 @@ class TestConnections:
         self, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
     ) -> None:
         """A13, H08: our own limit says nothing about the provider."""
-        primary.always([Pause(0.3), *openai_completion("late")])
+        primary.always([Pause(0.8), *openai_completion("late")])
         backup.always(ollama_completion(BACKUP))
         config = chain(primary, backup)
         full = config.providers[0].model_copy(update={"max_in_flight": 1})
@@ -640,13 +656,13 @@ class TestWaiting:
         self, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
     ) -> None:
         """B16."""
-        primary.plays(openai_error(429, headers={"retry-after-ms": "150"}), openai_completion("again"))
+        primary.plays(openai_error(429, headers={"retry-after-ms": "400"}), openai_completion("again"))
         backup.always(ollama_completion(BACKUP))
         harness = await start(chain(primary, backup))
 
         first = await harness.chat()
         second = await harness.chat()
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.4)
         third = await harness.chat()
 
         assert [reply.headers["x-sentinel-trail"] for reply in (first, second, third)] == [
@@ -706,14 +722,14 @@ class TestWaiting:
 
     async def test_no_pause_reaches_the_deadline(self, start: Start, primary: FaultyUpstream) -> None:
         """G03."""
-        primary.always(openai_error(429, headers={"retry-after": "2"}))
+        primary.always(openai_error(429, headers={"retry-after": "4"}))
         harness = await start(chain(primary))
         began = asyncio.get_running_loop().time()
 
-        reply = await harness.chat(headers={"x-sentinel-timeout": "1"})
+        reply = await harness.chat(headers={"x-sentinel-timeout": "3"})
 
         assert reply.status_code == 429
-        assert asyncio.get_running_loop().time() - began < 0.5
+        assert asyncio.get_running_loop().time() - began < 2
 
     async def test_a_call_is_over_by_its_deadline(
         self, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
@@ -725,7 +741,7 @@ class TestWaiting:
 
         reply = await harness.chat(headers={"x-sentinel-timeout": "0.15"})
 
-        assert 0.14 < asyncio.get_running_loop().time() - began < 0.6
+        assert 0.14 < asyncio.get_running_loop().time() - began < 2
         assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert reply.headers["x-should-retry"] == "false"
         assert backup.requests == []
@@ -807,7 +823,7 @@ class TestBreakers:
         self, start: Start, primary: FaultyUpstream
     ) -> None:
         """F14 and decision 7: the others are refused at once, with the smallest rest."""
-        primary.plays([Reset()], [Pause(0.2), *openai_completion("back")])
+        primary.plays([Reset()], [Pause(0.6), *openai_completion("back")])
         breaker = BreakerConfig(failure_threshold=1, recovery_timeout=25)
         harness = await start(chain(primary, breaker=breaker, retry=RetryConfig(attempts=1)))
         await harness.chat()
@@ -883,7 +899,7 @@ class TestCommitPoint:
         """C07: the status is spent by then, the failover is not."""
         primary.always(prelude(ROLE, by=Hang()))
         backup.always(ollama_stream([BACKUP]))
-        timeouts = TimeoutsConfig(first_token=0.3, header_hold=0.06, heartbeat=0.06)
+        timeouts = TimeoutsConfig(first_token=0.6, header_hold=0.06, heartbeat=0.06)
         harness = await start(chain(primary, backup, timeouts=timeouts))
 
         reply = await harness.chat(stream=True)

@@ -123,14 +123,14 @@ async def test_a_caller_that_leaves_during_a_pause_ends_the_retries(
     """E04, G12."""
     primary.always(openai_error(500))
     harness = await start(
-        chain(primary, retry=RetryConfig(backoff=4, max_backoff=4)), uniform=lambda low, high: 0.4
+        chain(primary, retry=RetryConfig(backoff=4, max_backoff=4)), uniform=lambda low, high: 1.0
     )
 
     async with caller(harness, chat()):
         await eventually(lambda: primary.requests)
         await asyncio.sleep(0.01)
-    await eventually(harness.finished, seconds=0.3)
-    await asyncio.sleep(0.45)
+    await eventually(harness.finished, seconds=0.8)
+    await asyncio.sleep(1.0)
 
     assert [event.outcome for event in harness.finished()] == ["hung_up"]
     assert len(primary.requests) == 1

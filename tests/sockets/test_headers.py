@@ -281,9 +281,10 @@ class TestAnswers:
 
         reply = await harness.chat()
 
-        assert float(reply.headers["x-sentinel-overhead-ms"]) < 100
-        assert harness.finished()[0].seconds > 0.2
-        assert harness.finished()[0].overhead_seconds < 0.1
+        (finished,) = harness.finished()
+        assert finished.seconds > 0.2
+        assert finished.overhead_seconds < finished.seconds / 2
+        assert float(reply.headers["x-sentinel-overhead-ms"]) < finished.seconds * 500
 
 
 class TestStreamedThrough:
@@ -426,10 +427,10 @@ class TestLimits:
     async def test_the_call_at_the_announced_time_passes(self, start: Start, primary: FaultyUpstream) -> None:
         """I04."""
         primary.always(openai_completion("served"))
-        harness = await start(chain(primary, rate_limit=RateLimitConfig(requests=1, window=0.15)))
+        harness = await start(chain(primary, rate_limit=RateLimitConfig(requests=1, window=0.5)))
 
         first, refused = await harness.chat(), await harness.chat()
-        await asyncio.sleep(0.16)
+        await asyncio.sleep(0.51)
         after = await harness.chat()
 
         assert [reply.status_code for reply in (first, refused, after)] == [200, 429, 200]
@@ -468,7 +469,7 @@ class TestLimits:
 
     async def test_more_than_fits_is_shed_unread(self, start: Start, primary: FaultyUpstream) -> None:
         """H07."""
-        primary.always([Pause(0.15), *openai_completion("served")])
+        primary.always([Pause(0.5), *openai_completion("served")])
         harness = await start(chain(primary, server=ServerConfig(max_in_flight=2)))
 
         replies = await asyncio.gather(*(harness.chat() for _ in range(5)))
