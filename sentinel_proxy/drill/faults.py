@@ -17,7 +17,7 @@ from sentinel_proxy.testing import Close, Hang, Pause, Reset, Script, Step, answ
 SPOKEN_TOKENS: Final = 3
 """After so many tokens a stream breaks, where it breaks in the middle."""
 
-BREATH_SECONDS: Final = 0.5
+BREATH_SECONDS: Final = 0.1
 """Between those tokens and the break, so that the caller has them by then."""
 
 _WEB_PAGE: Final = "<!doctype html><title>We will be back soon</title><h1>Maintenance</h1>"

@@ -87,6 +87,14 @@ class Policy:
         call = self.call()
         return patience(call, provider.model_for(call.model), timeouts)
 
+    def unhurried(self, seconds: float, *, times: int) -> float:
+        """Return *seconds*, or less where a wait of so much, so many times over, would touch a limit."""
+        limits = [self.total / (times + 1)]
+        for at in range(len(self.providers)):
+            waits = self.waits(at)
+            limits += [waits.begin, waits.idle, waits.progress]
+        return min(seconds, min(limits) / 3)
+
     def pauses(self, rule: Rule, *, alone: bool) -> list[float]:
         """Return the pauses before the further tries that one provider gets, the longest there may be."""
         retry = self.config.retry

@@ -163,7 +163,7 @@ class Card:
 def verdict(report: Report) -> str:
     """Say the outcome in one sentence."""
     ran, failed, left_out = len(report.ran), len(report.failed), len(report.results) - len(report.ran)
-    rest = f"; {left_out} were left out" if left_out else ""
+    rest = f"; {left_out} {'was' if left_out == 1 else 'were'} left out" if left_out else ""
     if failed:
         return f"{failed} of {ran} runs failed{rest}."
     return f"All {ran} runs passed: each ended in a whole answer or an honest error{rest}."

@@ -320,14 +320,14 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     Scenario(
         "live-tokens",
         "Tokens arrive as they are sent",
-        f"is well, and says a token every {stories.GAP_SECONDS:g} s",
+        "is well, and says one token after the other",
         stories.live_tokens,
         STREAMS,
     ),
     Scenario(
         "live-tokens-failover",
         "Fallback tokens as they are sent",
-        f"is down; the next says a token every {stories.GAP_SECONDS:g} s",
+        "is down; the next says one token after the other",
         stories.live_tokens_of_the_next,
         STREAMS,
         plays.has_next,

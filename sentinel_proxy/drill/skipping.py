@@ -16,7 +16,7 @@ from typing import Final
 
 from sentinel_proxy.clock import SystemClock
 
-QUIET_SECONDS: Final = 0.001
+QUIET_SECONDS: Final = 0.0003
 """Real seconds without an event before time is moved on: on loopback all that was sent has come by then."""
 
 STEP_SECONDS: Final = 0.1
@@ -28,8 +28,12 @@ LATE_SHARE: Final = 0.02
 _Events = list[tuple[selectors.SelectorKey, int]]
 
 
-class _Selector(selectors.DefaultSelector):
-    """Where the loop would sleep, it looks whether there is anything to wait for."""
+class _Selector(selectors.SelectSelector):
+    """
+    Where the loop would sleep, it looks whether there is anything to wait for.
+
+    With select(2), since epoll would round so short a look up to a millisecond.
+    """
 
     def __init__(self, skip: Callable[[float], None]) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from sentinel_proxy.config import Config
 from sentinel_proxy.drill.caller import Caller, Got
 from sentinel_proxy.drill.chain import Chain, drilled
 from sentinel_proxy.drill.policy import Policy
-from sentinel_proxy.drill.skipping import LoopClock, SkippingLoop
+from sentinel_proxy.drill.skipping import STEP_SECONDS, LoopClock, SkippingLoop
 from sentinel_proxy.drill.standin import StandIn
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.events import Bus, Event
@@ -107,11 +107,12 @@ class Stage:
         """Make one call, as this run makes them."""
         return await self.caller.call(streamed=self.policy.streamed)
 
-    def pass_time(self, seconds: float) -> None:
+    async def pass_time(self, seconds: float) -> None:
         """Let time pass in which nobody calls."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SkippingLoop)
         loop.skip(seconds)
+        await asyncio.sleep(STEP_SECONDS)  # what became due meanwhile has its turn first
 
     def transport(self, provider: Provider, wheel: Wheel) -> Transport:
         """Make a provider's own transport; the first one's can be cut off."""
@@ -169,7 +170,8 @@ async def staged(
             transport=stage.transport,
         )
         url = await stack.enter_async_context(running(stage.proxy))
-        client = httpx.AsyncClient(base_url=url, limits=httpx.Limits(), trust_env=False)
+        limits = httpx.Limits(max_keepalive_connections=0)  # each call is somebody else's
+        client = httpx.AsyncClient(base_url=url, limits=limits, trust_env=False, verify=False)
         await stack.enter_async_context(client)
         stage.caller = Caller(client, config.default_model, patience_seconds=policy.total + 60)
         yield stage

@@ -17,6 +17,7 @@ from sentinel_proxy.drill.expected import Expected, before_first_token, complain
 from sentinel_proxy.drill.faults import well
 from sentinel_proxy.drill.policy import Rule
 from sentinel_proxy.drill.stage import Stage
+from sentinel_proxy.drill.standin import TOKENS
 from sentinel_proxy.errors import Retry
 from sentinel_proxy.events import BreakerChanged, CallFinished
 from sentinel_proxy.model import Outcome
@@ -185,13 +186,13 @@ async def flapping(stage: Stage) -> Told:
         if len(stage.first.calls) > tripped:
             found.append(f"{name} was asked during its rest")
     tripped = len(stage.first.calls)
-    stage.pass_time(_rests(stage))
+    await stage.pass_time(_rests(stage))
     got = await stage.call()
     found += _answered_or_honest(got, stage)
     if len(stage.first.calls) != tripped + 1:
         found.append(f"after its rest {name} was asked {len(stage.first.calls) - tripped} times, not once")
     stage.first.always(well)
-    stage.pass_time(_rests(stage))
+    await stage.pass_time(_rests(stage))
     for _ in range(2):
         got = await stage.call()
         found += [] if got.right else [f"it is well again, and the caller got {in_words(got, stage)}"]
@@ -206,7 +207,7 @@ async def half_open(stage: Stage) -> Told:
     permits = stage.policy.config.breaker.half_open_permits
     _, found = await _trip(stage)
     stage.first.always(faults.slow(min(stage.policy.waits().begin, stage.policy.total) / 2))
-    stage.pass_time(_rests(stage))
+    await stage.pass_time(_rests(stage))
     before = len(stage.first.calls)
     crowd = min([CROWD, *stage.policy.places()])
     everyone = await asyncio.gather(*(stage.call() for _ in range(crowd)))
@@ -261,7 +262,8 @@ async def live_tokens_of_the_next(stage: Stage) -> Told:
 
 async def _live(stage: Stage, at: int) -> Told:
     sent_at: list[float] = []
-    stage.servers[at].always(faults.paced(GAP_SECONDS, sent_at))
+    gap = stage.policy.unhurried(GAP_SECONDS, times=len(TOKENS))
+    stage.servers[at].always(faults.paced(gap, sent_at))
     got = await stage.call()
     names = [provider.name for provider in stage.policy.providers]
     found = []
@@ -287,10 +289,11 @@ async def left_waiting(stage: Stage) -> Told:
     """Nobody waits any more: the upstream's connection is closed, nobody is blamed, nobody else is asked."""
     stage.first.always(faults.silence)
     call = asyncio.create_task(stage.call(), name="a caller that leaves")
-    await asyncio.sleep(LEAVES_AFTER_SECONDS)
+    seconds = stage.policy.unhurried(LEAVES_AFTER_SECONDS, times=1)
+    await asyncio.sleep(seconds)
     call.cancel()
     await asyncio.wait({call})
-    return Told("nothing; it left", LEAVES_AFTER_SECONDS, await _let_go(stage))
+    return Told("nothing; it left", seconds, await _let_go(stage))
 
 
 async def left_listening(stage: Stage) -> Told:
