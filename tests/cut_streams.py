@@ -8,6 +8,7 @@ So any number of cuts go through one proxy at once, from whatever caller.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from harness import CHAT, chain
@@ -31,16 +32,16 @@ TOKENS: Final = ("One \U0001f642 ", "two.")
 TEXT: Final = "".join(TOKENS)
 
 
-def _event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-    """As short as an event can be: every byte of it is a case."""
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return sse({"id": "c", "object": "chat.completion.chunk", "created": 1, "choices": [choice]})
+def _event(delta: dict[str, Any], **ends: str) -> bytes:
+    """As short as an event can be that every SDK reads: each byte of it is a case."""
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1}
+    return sse({**chunk, "choices": [{"index": 0, "delta": delta, **ends}]})
 
 
 EVENTS: Final = (
-    _event({"role": "assistant", "content": ""}),
+    _event({"role": "assistant"}),
     *(_event({"content": token}) for token in TOKENS),
-    _event({}, "stop"),
+    _event({}, finish_reason="stop"),
     sse("[DONE]"),
 )
 BREAKS: Final[dict[str, Close | Reset]] = {"fin": Close(), "rst": Reset()}
@@ -52,6 +53,7 @@ def whole(framing: Framing) -> Script:
     return stream(EVENTS, headers={"content-type": "text/event-stream"}, framing=framing)
 
 
+@cache
 def wire(framing: Framing) -> bytes:
     """Return every byte of it, head and framing included."""
     return b"".join(step.data for step in whole(framing) if isinstance(step, Send))

@@ -99,13 +99,17 @@ async def test_comments_that_keep_a_stream_warm_disturb_nobody(
     start: Start, primary: FaultyUpstream, package: str
 ) -> None:
     """C06, C07: heartbeats before an answer, and before an error in place of one."""
-    primary.plays([Pause(0.3), *openai_stream(["One ", "two."])])
-    primary.always([*sse_stream([])[:1], Hang()])
+    acts = {
+        "answered": [Pause(0.3), *openai_stream(["One ", "two."])],
+        "failed": [*sse_stream([])[:1], Hang()],
+    }
+    primary.always(lambda request: acts[request.json()["user"]])
     timeouts = TimeoutsConfig(first_token=0.5, header_hold=0.05, heartbeat=0.05)
     harness = await start(chain(primary, timeouts=timeouts))
 
-    answered = await heard_by(package, harness, ["answered"])
-    failed = await heard_by(package, harness, ["failed"])
+    heard = await heard_by(package, harness, list(acts))
 
-    assert answered == {"answered": {"text": "One two.", "error": "", "code": None}}
-    assert failed == {"failed": {"text": "", "error": "APIError", "code": "upstream_timeout"}}
+    assert heard == {
+        "answered": {"text": "One two.", "error": "", "code": None},
+        "failed": {"text": "", "error": "APIError", "code": "upstream_timeout"},
+    }
