@@ -6,9 +6,10 @@ real proxy, the configured chain and every configured wait, with simulated serve
 providers were. What has to come of each scenario follows from the configuration, and is computed
 apart from the code that is drilled.
 
-`scenarios` is the catalogue; `plays` and `stories` play it on a `stage`; `policy` and `expected`
-say what is right; `chain`, `standin`, `dialects` and `faults` make the simulated servers, and
-`skipping` the time that passes without being waited for. `runner` runs it, `report` tells of it.
+`scenarios` is the catalogue; `plays` and `stories` play it on a `stage`, where `needs` allow it;
+`policy` and `expected` say what is right; `chain`, `standin`, `dialects` and `faults` make the
+simulated servers, `caller` calls, and `skipping` lets time pass without being waited for.
+`runner` runs it, `report` tells of it.
 """
 
 import logging

@@ -23,14 +23,11 @@ from sentinel_proxy.drill.stories import Told, in_words
 from sentinel_proxy.errors import FailureKind, Retry
 
 Play = Callable[[Stage], Awaitable[Told]]
-Needs = Callable[[Policy], str]
-"""Says why a scenario makes no sense for a policy; "" if it does."""
 
 SHORT_WAIT_SECONDS: Final = 2.0
 LONG_WAIT_SECONDS: Final = 120.0
 UNSAID_SECONDS: Final = 5.0
 MUCH_OF_A_LIMIT: Final = 0.8
-MOST_FAILURES: Final = 20
 PINGS_IN_A_LIMIT: Final = 3
 
 # What failures mean, in the words of docs/failures.md.
@@ -100,38 +97,9 @@ def throttled(seconds: float, *, told: bool = True) -> Play:
     return fails(faults.refuse(Refusal.RATE_LIMIT, headers), rule, times=1)
 
 
-def knows(refusal: Refusal) -> Needs:
-    """Say whether the first provider's API has such a refusal."""
-
-    def needs(policy: Policy) -> str:
-        link = policy.links[0]
-        return "" if refusal in link.dialect.refusals else f"{link.original.name} has no such answer"
-
-    return needs
-
-
-def has_terminator(policy: Policy) -> str:
-    link = policy.links[0]
-    return "" if link.dialect.terminated else f"streams of {link.original.name} have no such end"
-
-
-def has_pings(policy: Policy) -> str:
-    link = policy.links[0]
-    return "" if link.dialect.ping is not None else f"streams of {link.original.name} have nothing like it"
-
-
-def has_next(policy: Policy) -> str:
-    return "there is no provider to go to" if policy.alone else ""
-
-
-def can_prefill(policy: Policy) -> str:
-    at = policy.rescuer()
-    if at is None or policy.providers[at].continuation != "prefill":
-        return "nobody is asked to go on that way"
-    return "" if Refusal.PREFILL in policy.links[at].dialect.refusals else "its API has no such answer"
-
-
 def unreachable(kind: FailureKind, message: str, rule: Rule, takes: Callable[[Policy], float]) -> Play:
+    """Play one call whose first provider cannot be reached; *takes* says how long that is waited for."""
+
     async def play(stage: Stage) -> Told:
         stage.unreachable = Unreachable(kind, message)
         expected = before_first_token(stage.policy, rule, takes=takes(stage.policy), sees=False)
@@ -161,14 +129,6 @@ def keeps_pinging(after: int) -> Callable[[Policy], Fault]:
     return fault
 
 
-def opens_soon(policy: Policy) -> str:
-    """Say whether the breaker opens after so few failures that they can be played."""
-    threshold = policy.config.breaker.failure_threshold
-    if threshold > MOST_FAILURES:
-        return f"it takes {threshold} failures to open the breaker; {MOST_FAILURES} are played at most"
-    return knows(Refusal.BUSY)(policy)
-
-
 def well_enough(fault: Fault) -> Play:
     """Play one call whose first provider does something odd that must not matter."""
 
@@ -180,11 +140,13 @@ def well_enough(fault: Fault) -> Play:
 
 
 async def refused_connection(stage: Stage) -> Told:
+    """Nothing was sent, so nothing was billed: the next is asked at once."""
     await stage.first.go_away()
     return await stories.one(stage, before_first_token(stage.policy, UNREACHABLE, sees=False))
 
 
 async def slow_within_limits(stage: Stage) -> Told:
+    """Slow is not broken: nobody else is asked."""
     waits = min(stage.policy.waits().begin, stage.policy.total) * MUCH_OF_A_LIMIT
     stage.first.always(faults.slow(waits))
     return await stories.one(stage, Expected(0, waits, {0: (1, 1)}), by_name=False)
@@ -201,6 +163,7 @@ async def not_a_stream(stage: Stage) -> Told:
 
 
 async def overflow(stage: Stage) -> Told:
+    """Only a larger window is worth asking; without one the caller hears what it can mend."""
     policy = stage.policy
     stage.first.always(faults.refuse(Refusal.CONTEXT_OVERFLOW))
     by = policy.roomier(policy.links[0].dialect.overflow_tokens)
@@ -208,14 +171,7 @@ async def overflow(stage: Stage) -> Told:
 
 
 async def overflow_everywhere(stage: Stage) -> Told:
+    """The caller gets the code that its SDK knows, and is not told to try again."""
     for server in stage.servers:
         server.always(faults.refuse(Refusal.CONTEXT_OVERFLOW))
     return await stories.one(stage, before_first_token(stage.policy, TOO_LONG, by=None))
-
-
-def all_know(refusal: Refusal) -> Needs:
-    def needs(policy: Policy) -> str:
-        unable = [link.original.name for link in policy.links if refusal not in link.dialect.refusals]
-        return f"{unable[0]} has no such answer" if unable else ""
-
-    return needs

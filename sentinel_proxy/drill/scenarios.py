@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sentinel_proxy.drill import faults, plays, stories
+from sentinel_proxy.drill import faults, needs, plays, stories
 from sentinel_proxy.drill.dialects import Refusal
-from sentinel_proxy.drill.plays import NO_ANSWER, OVERLOADED, RESET, Needs, Play, breaks, fails, knows
+from sentinel_proxy.drill.needs import Needs, knows
+from sentinel_proxy.drill.plays import NO_ANSWER, OVERLOADED, RESET, Play, breaks, fails
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.testing import Hang, Reset
 
@@ -89,7 +90,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "Context overflow everywhere",
         "and all others say that the conversation is longer than their windows",
         plays.overflow_everywhere,
-        needs=plays.all_know(Refusal.CONTEXT_OVERFLOW),
+        needs=needs.all_know(Refusal.CONTEXT_OVERFLOW),
     ),
     Scenario(
         "content-filter",
@@ -156,7 +157,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "Everybody is down",
         "and all others answer 503 to every call",
         stories.all_down,
-        needs=plays.all_know(Refusal.BUSY),
+        needs=needs.all_know(Refusal.BUSY),
     ),
     # Silent and slow.
     Scenario(
@@ -184,7 +185,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "keeps the wire alive and says nothing",
         plays.keeps_waiting(plays.keeps_pinging(0)),
         STREAMS,
-        plays.has_pings,
+        needs.has_pings,
     ),
     Scenario(
         "stalled-stream",
@@ -199,7 +200,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "says nothing more in the middle of its answer, and keeps the wire alive",
         plays.stalls(plays.keeps_pinging(faults.SPOKEN_TOKENS), plays.until_no_progress),
         STREAMS,
-        plays.has_pings,
+        needs.has_pings,
     ),
     # Broken answers.
     Scenario(
@@ -257,7 +258,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "says all it has to say and leaves out the terminator",
         plays.well_enough(faults.unterminated),
         STREAMS,
-        plays.has_terminator,
+        needs.has_terminator,
     ),
     Scenario(
         "empty",
@@ -294,28 +295,28 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "breaks its answer off, and the next refuses to complete it",
         stories.rejected_prefill,
         STREAMS,
-        plays.can_prefill,
+        needs.can_prefill,
     ),
     Scenario(
         "flapping",
         "A flapping primary",
         "fails, is well, and fails again",
         stories.flapping,
-        needs=plays.opens_soon,
+        needs=needs.opens_soon,
     ),
     Scenario(
         "half-open",
         "Many calls after a rest",
         "is well again, but slow, when everybody comes at once",
         stories.half_open,
-        needs=plays.opens_soon,
+        needs=needs.opens_soon,
     ),
     Scenario(
         "accounting",
         "Accounting after failover",
         "fails, so another is to be paid",
         stories.accounting,
-        needs=plays.has_next,
+        needs=needs.has_next,
     ),
     Scenario(
         "live-tokens",
@@ -330,7 +331,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "is down; the next says one token after the other",
         stories.live_tokens_of_the_next,
         STREAMS,
-        plays.has_next,
+        needs.has_next,
     ),
     # Callers who leave.
     Scenario(

@@ -330,6 +330,23 @@ async def test_dropping_connections_resets_them_all(
     assert (up.connections, up.open_connections) == (2, 0)
 
 
+async def test_it_knows_which_connection_is_still_open(
+    up: FaultyUpstream, connect: Callable[[], Awaitable[Peer]]
+) -> None:
+    up.always([Hang()])
+    leaves, stays = await connect(), await connect()
+    for _, writer in (leaves, stays):
+        writer.write(GET)
+    await eventually(lambda: len(up.requests) == 2)
+    first, second = up.requests
+
+    leaves[1].close()
+
+    await eventually(lambda: not up.is_open(first.connection))
+    assert up.is_open(second.connection)
+    assert not up.is_open(3)
+
+
 async def test_leaving_the_context_closes_everything() -> None:
     before = asyncio.all_tasks()
     async with FaultyUpstream() as up:
