@@ -222,7 +222,7 @@ class Failover:
         try:
             exchange = await upstream.transport.open(request, connect_seconds=waits.connect, until=until)
             exchange = plain(exchange)
-            if not 200 <= exchange.head.status < 300:
+            if not _is_success(exchange):
                 body = await _error_body(exchange, until)
                 raise upstream.provider.failure(call, exchange.head, body)
             decoder = upstream.provider.decoder(call, exchange.head)
@@ -231,7 +231,7 @@ class Failover:
             first = await _until_begun(exchange, decoder, until)
         except BaseException:
             if exchange is not None:
-                exchange.close()
+                exchange.close(reuse=not _is_success(exchange))  # a 2xx that failed was not the API's
             raise
         finally:
             call.waited_seconds += clock.monotonic() - started
@@ -286,6 +286,10 @@ def _first_to_rise(chain: Sequence[Upstream], failures: Sequence[Failure]) -> Up
         if isinstance(failure, BreakerOpen)
     ]
     return min(rests, key=lambda pair: pair[0])[1] if rests else None
+
+
+def _is_success(exchange: Exchange) -> bool:
+    return 200 <= exchange.head.status < 300
 
 
 async def _until_begun(exchange: Exchange, decoder: Decoder, until: float) -> bytes:

@@ -181,6 +181,6 @@ class Reply:
         if self._closed:
             return
         self._closed = True
-        self._exchange.close(LINGER_SECONDS if self.complete else 0.0)
+        self._exchange.close(LINGER_SECONDS if self.complete else 0.0, reuse=self.complete)
         self._permit.release(self._clock.monotonic())
         self.upstream.in_flight -= 1

@@ -41,7 +41,7 @@ class Exchange(Protocol):
         """
         ...
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """
         Give the connection back: to the pool if the body is complete, else by closing it.
 
@@ -50,6 +50,9 @@ class Exchange(Protocol):
         Args:
             linger_seconds: For an answer that has said all it had to say before its framing
                 ends: the connection may stay open so long to be kept for another exchange.
+            reuse: False where what came was not the API's: it may have been the answer to another
+                request, and whoever came next would get ours. Then the connection is closed, as
+                far as the transport can tell its connections apart.
         """
         ...
 

@@ -80,6 +80,6 @@ class DecodedExchange:
         except zlib.error as error:
             raise UpstreamError(FailureKind.PROTOCOL, "the answer's encoding is broken") from error
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """Give the connection back; see `base.Exchange.close`."""
-        self._inner.close(linger_seconds)
+        self._inner.close(linger_seconds, reuse=reuse)

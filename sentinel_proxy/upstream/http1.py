@@ -63,12 +63,12 @@ class Http1Exchange:
             await connection.wait(until)
         return connection.take()
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """Give the connection back; see `base.Exchange.close`."""
         if (connection := self._connection) is not None:
             self._complete = self.complete
             self._connection = None
-            self._pool._give_back(connection, linger_seconds)
+            self._pool._give_back(connection, linger_seconds, reuse=reuse)
 
 
 class Http1Transport(Transport):
@@ -179,9 +179,11 @@ class Http1Transport(Transport):
         if not connection.busy and connection in self._idle:
             self._idle.remove(connection)
 
-    def _give_back(self, connection: Connection, linger_seconds: float) -> None:
+    def _give_back(self, connection: Connection, linger_seconds: float, *, reuse: bool) -> None:
         self.active -= 1
-        if linger_seconds and not connection.over and connection.usable and not self._closed:
+        if not reuse:
+            connection.abort()
+        elif linger_seconds and not connection.over and connection.usable and not self._closed:
             connection.linger(asyncio.get_running_loop().time() + linger_seconds, self._park)
         else:
             self._park(connection)

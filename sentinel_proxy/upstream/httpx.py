@@ -120,8 +120,8 @@ class HttpxExchange:
             self._room.set_result(None)
         return data
 
-    def close(self, linger_seconds: float = 0.0) -> None:
-        """Tell the owner to let go; see `base.Exchange.close`. It never lingers."""
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
+        """Tell the owner to let go; see `base.Exchange.close`. It never lingers, and httpx decides about reuse."""
         if not self._closed:
             self._closed = True
             self._transport.active -= 1

@@ -10,7 +10,16 @@ from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import UpstreamRequest
 from sentinel_proxy.resilience.scopes import ProviderBreakers
-from sentinel_proxy.testing import HOST, FaultyUpstream, ollama_error, openai_error
+from sentinel_proxy.testing import (
+    HOST,
+    FaultyUpstream,
+    Pause,
+    answer,
+    ollama_completion,
+    ollama_error,
+    openai_completion,
+    openai_error,
+)
 from sentinel_proxy.upstream.httpx import HttpxTransport
 
 pytestmark = pytest.mark.anyio
@@ -44,6 +53,25 @@ async def test_a_key_that_ollama_repeats_is_not_shown(
     assert reply.status_code == {400: 400}.get(status, 502)
     assert "0123456789abcdef" not in reply.text
     assert "****" in reply.text
+
+
+async def test_an_answer_too_many_never_becomes_the_next_calls_answer(
+    start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+) -> None:
+    """
+    An upstream that answers once more than it was asked is one behind: nobody must get the answer before his.
+    """
+    late = Pause(0.02)
+    primary.plays([*answer(200, "nobody asked"), late, *openai_completion("first")])
+    primary.plays(openai_completion("second"))
+    backup.plays(ollama_completion("instead of the first"))
+    harness = await start(chain(primary, backup))
+
+    first = await harness.chat()
+    second = await harness.chat()
+
+    assert first.json()["choices"][0]["message"]["content"] == "instead of the first"
+    assert second.json()["choices"][0]["message"]["content"] == "second"
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])

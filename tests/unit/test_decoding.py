@@ -36,7 +36,7 @@ class Scripted:
     async def read(self, until: float) -> bytes:
         return self._parts.popleft() if self._parts else b""
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         self.closed.append(linger_seconds)
 
 

@@ -67,7 +67,7 @@ class ScriptedExchange:
             raise part
         return part
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         self.closed += 1
 
 

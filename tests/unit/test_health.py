@@ -65,7 +65,7 @@ class Said(Exchange):
         body, self._body = self._body[:500_000], self._body[500_000:]
         return body
 
-    def close(self, linger_seconds: float = 0.0) -> None:
+    def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         self.closed = True
 
 
