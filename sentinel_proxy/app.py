@@ -6,30 +6,33 @@ collaborators. The middleware is one visible list, outermost first, and the life
 needs an event loop and closes it in reverse.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from sentinel_proxy import __version__
 from sentinel_proxy.admin.access import Access, AccessMiddleware
-from sentinel_proxy.admin.broadcast import Broadcast
+from sentinel_proxy.admin.broadcast import Broadcast, Pace
+from sentinel_proxy.admin.dashboard import Dashboard
 from sentinel_proxy.admin.mounting import Beside
 from sentinel_proxy.admin.operations import Operations
-from sentinel_proxy.admin.reporter import HEARTBEAT_SECONDS, Reporter
+from sentinel_proxy.admin.reporter import Reporter
 from sentinel_proxy.admin.routes import Desk
 from sentinel_proxy.api import errors, health, metrics, models, passthrough, routes
 from sentinel_proxy.api.headers import NOTHING_ASKED
-from sentinel_proxy.api.line import Service
+from sentinel_proxy.api.line import Line, Service
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config, ProviderConfig
 from sentinel_proxy.errors import CallerError
@@ -57,6 +60,11 @@ from sentinel_proxy.upstream.http1 import Http1Transport
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Wheel
 
+RETIRED_SECONDS: Final = 1.0
+"""Between two looks at whether an upstream that has left the chain is still in use."""
+
+NORMAL_PACE: Final = Pace()
+
 
 class Proxy:
     """
@@ -67,7 +75,7 @@ class Proxy:
         registry: The chain; by default the configured providers and the installed plugins.
         bus: Where facts go; subscribe before the application starts.
         transport: Makes the transport of a provider; by default what its configuration names.
-        heartbeat_seconds: Between two heartbeats of the live feed.
+        pace: Of the live feed.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class Proxy:
         clock: Clock | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
         transport: Callable[[Provider, Wheel], Transport] | None = None,
-        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        pace: Pace = NORMAL_PACE,
     ) -> None:
         self.config = config
         self.bus = bus if bus is not None else Bus()
@@ -89,35 +97,97 @@ class Proxy:
         self.feed = Feed()
         self.state = StateHealth()
         self.registry = registry if registry is not None else default_registry(config)
-        make = transport if transport is not None else default_transport
-        self.upstreams = [
-            Upstream.build(
-                provider,
-                make(provider, self.wheel),
-                timeouts=config.timeouts,
-                breaker=config.breaker,
-                retry=config.retry,
-                emit=self.bus.emit,
-            )
-            for provider in self.registry
-        ]
-        retry = RetryPolicy(config.retry, self.clock, uniform)
-        self.failover = Failover(self.upstreams, retry, self.clock, self.bus.emit)
+        self._uniform = uniform
+        self._pace = pace
+        self._transport = transport if transport is not None else default_transport
+        self._lines: set[Line] = set()
+        self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
+        self._retired: list[Upstream] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self.upstreams = [self._upstream(provider) for provider in self.registry]
+        self.failover = self._failover()
         self.health = self._monitor(uniform)
         self.metrics = self._metrics()
         self.operations = self._operations()
         self.broadcast = Broadcast(config.state.events, self.clock, self.feed)
-        self.reporter = self._reporter(heartbeat_seconds)
+        self.reporter = self._reporter()
         self.incidents = self._incidents()
         self.app = self._build_app()
 
     def __repr__(self) -> str:
         return f"<Proxy {self.registry!r}>"
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection with the configuration in force as it begins."""
+        await self.app(scope, receive, send)
+
     def interrupt(self) -> None:
         """End every call that is being served, each as honestly as it still can be."""
-        for line in list(self.service.lines):
+        for line in list(self._lines):
             line.caller.interrupt()
+
+    def reload(self, config: Config) -> None:
+        """
+        Serve by *config* from the next request on; what runs goes on as it began.
+
+        What was learned of a provider whose settings stay the same is kept: its breakers, its
+        connections. Where it listens, its log and its state cannot change while it runs.
+
+        Raises:
+            ConfigError: A plugin is refused. Nothing has changed.
+        """
+        registry = default_registry(config)
+        kept = {upstream.name: upstream for upstream in self.upstreams if self._unchanged(upstream, config)}
+        if config.rate_limit != self.config.rate_limit:
+            self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
+        before, self.config, self.registry = self.upstreams, config, registry
+        self.upstreams = [kept.get(provider.name) or self._upstream(provider) for provider in registry]
+        self._retired += [upstream for upstream in before if upstream not in self.upstreams]
+        self.failover = self._failover()
+        self.health.watch_over(self.upstreams, config.health, config.breaker.recovery_timeout)
+        self.metrics.know(self.names())
+        self.operations.upstreams = {upstream.name: upstream for upstream in self.upstreams}
+        self.app = self._build_app()
+        self.bus.emit(Noticed("info", "configuration reloaded", {"chain": " -> ".join(self.names())}))
+        self._close_retired()
+
+    def names(self) -> list[str]:
+        """Return the names of the chain, in order."""
+        return [upstream.name for upstream in self.upstreams]
+
+    def _unchanged(self, upstream: Upstream, config: Config) -> bool:
+        """Whether everything that *upstream* was built from is as it was."""
+        policy = (config.timeouts, config.breaker, config.retry)
+        if policy != (self.config.timeouts, self.config.breaker, self.config.retry):
+            return False
+        settings = _settings_of(upstream.name, config)
+        return settings is not None and settings == _settings_of(upstream.name, self.config)
+
+    def _close_retired(self) -> None:
+        """Close the connections to upstreams that have left the chain, once nobody uses them."""
+        idle = [upstream for upstream in self._retired if not upstream.in_flight]
+        self._retired = [upstream for upstream in self._retired if upstream.in_flight]
+        for upstream in idle:
+            closing = asyncio.create_task(upstream.transport.aclose(), name=f"close {upstream.name}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        if self._retired:
+            self.wheel.set(self.clock.monotonic() + RETIRED_SECONDS, self._close_retired)
+
+    def _upstream(self, provider: Provider) -> Upstream:
+        config = self.config
+        return Upstream.build(
+            provider,
+            self._transport(provider, self.wheel),
+            timeouts=config.timeouts,
+            breaker=config.breaker,
+            retry=config.retry,
+            emit=self.bus.emit,
+        )
+
+    def _failover(self) -> Failover:
+        retry = RetryPolicy(self.config.retry, self.clock, self._uniform)
+        return Failover(self.upstreams, retry, self.clock, self.bus.emit)
 
     def _monitor(self, uniform: Callable[[float, float], float]) -> Monitor:
         config = self.config
@@ -133,11 +203,10 @@ class Proxy:
         return monitor
 
     def _metrics(self) -> Metrics:
-        names = [provider.name for provider in self.registry]
-        counted = Metrics(names)
+        counted = Metrics(self.names())
         counted.listen(self.bus)
         health = self.health
-        counted.read_live(Live(names, self.load, self.feed, self.state, health.breaker, health.is_up))
+        counted.read_live(Live(self.names, self.load, self.feed, self.state, health.breaker, health.is_up))
         return counted
 
     def _operations(self) -> Operations:
@@ -146,30 +215,37 @@ class Proxy:
             upstreams, self.health, self.metrics, self.load, self.feed, self.clock, self.bus.emit
         )
 
-    def _reporter(self, heartbeat_seconds: float) -> Reporter:
+    def _reporter(self) -> Reporter:
         operations = self.operations
         reporter = Reporter(
-            self.broadcast, operations.status, operations.totals, self.clock, heartbeat_seconds
+            self.broadcast, operations.status, operations.totals, self.clock, self._pace.heartbeat_seconds
         )
         reporter.listen(self.bus)
         return reporter
 
     def _incidents(self) -> Incidents:
         """Last of those that listen: what an incident follows from has been heard by everybody else."""
-        providers = {provider.name: provider for provider in self.registry}
         incidents = Incidents(
-            self.config.state.incidents,
-            self.clock,
-            self.bus.emit,
-            model_for=lambda name, model: providers[name].model_for(model),
+            self.config.state.incidents, self.clock, self.bus.emit, model_for=self._model_for
         )
         incidents.listen(self.bus)
         return incidents
 
+    def _model_for(self, name: str, model: str) -> str:
+        provider = next((provider for provider in self.registry if provider.name == name), None)
+        return provider.model_for(model) if provider is not None else model
+
     def _build_app(self) -> Starlette:
         rescue = Rescue(self.failover, self.config.rescue.mode, self.clock, self.bus.emit)
-        service = self.service = Service(
-            self.config, self.failover, rescue, self.load, self.wheel, self.clock, self.bus.emit
+        service = Service(
+            self.config,
+            self.failover,
+            rescue,
+            self.load,
+            self.wheel,
+            self.clock,
+            self.bus.emit,
+            self._lines,
         )
         return Starlette(
             routes=[
@@ -188,9 +264,11 @@ class Proxy:
     def _build_admin(self) -> Starlette:
         config = self.config
         token = config.admin.token.get_secret_value() if config.admin.token is not None else None
-        desk = Desk(config, self.operations, self.incidents, self.broadcast, self.reporter, __version__)
+        desk = Desk(
+            config, self.operations, self.incidents, self.broadcast, self.reporter, self._pace, __version__
+        )
         return Starlette(
-            routes=desk.routes(),
+            routes=[*desk.routes(), *Dashboard().routes()],
             middleware=[
                 Middleware(SecurityHeadersMiddleware),
                 Middleware(AccessMiddleware, access=Access(token, config.server.trusted_proxies)),
@@ -204,7 +282,6 @@ class Proxy:
         keys = {
             sha256(client.key.get_secret_value().encode()).digest(): client.name for client in config.clients
         }
-        log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
         return [
             Middleware(TraceMiddleware, clock=self.clock),
             Middleware(MistakeMiddleware, emit=self.bus.emit),
@@ -212,7 +289,7 @@ class Proxy:
             Middleware(AuthMiddleware, clients=keys),
             Middleware(
                 RateLimitMiddleware,
-                log=log,
+                log=self._log,
                 limits=limits,
                 trusted_proxies=config.server.trusted_proxies,
                 load=self.load,
@@ -223,14 +300,25 @@ class Proxy:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            for upstream in self.upstreams:
-                stack.push_async_callback(upstream.transport.aclose)
+            stack.push_async_callback(self._close_upstreams)
             await stack.enter_async_context(self.health.running())
             await stack.enter_async_context(self.reporter.running())
             chain = " -> ".join(provider.name for provider in self.registry)
             self.bus.emit(Noticed("info", "ready", {"version": __version__, "chain": chain}))
             yield
             self.bus.emit(Noticed("info", "stopped", {}))
+
+    async def _close_upstreams(self) -> None:
+        for upstream in (*self.upstreams, *self._retired):
+            await upstream.transport.aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+
+def _settings_of(name: str, config: Config) -> tuple[ProviderConfig, bool] | None:
+    """Return what *config* says of one provider; None for a plugin, which it knows nothing of."""
+    settings = next((provider for provider in config.providers if provider.name == name), None)
+    return None if settings is None else (settings, name == config.caller_key_provider)
 
 
 def default_registry(config: Config) -> Registry:

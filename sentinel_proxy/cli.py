@@ -113,8 +113,23 @@ def _serve(arguments: argparse.Namespace) -> int:
         bus.emit(Noticed("info", note, {}))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def started() -> None:
+        bus.emit(Noticed("info", "listening", {"address": address}))
+
+    def reload() -> None:
+        try:
+            again = load(arguments.config, os.environ, flags)
+            proxy.reload(again.config)
+        except ConfigError as error:
+            details = {"problem": str(error)}
+            bus.emit(Noticed("error", "the configuration was not reloaded, the old one stays", details))
+            return
+        for note in again.notes:
+            bus.emit(Noticed("info", note, {}))
+
     try:
-        serve(proxy, listener, lambda: bus.emit(Noticed("info", "listening", {"address": address})))
+        serve(proxy, listener, started, reload)
     finally:
         log.sink.close()
     return 0

@@ -261,7 +261,8 @@ class Metrics:
     def __init__(self, providers: Sequence[str]) -> None:
         self.registry = CollectorRegistry()
         self.totals = Totals()
-        self._providers = frozenset(providers)
+        self._providers: frozenset[str] = frozenset()
+        self._answered: dict[str, Counter] = {}
         self._calls: dict[tuple[Endpoint, str | None], _CallSeries] = {}
         self.requests = self._counter(REQUESTS)
         self.request_duration = self._histogram(REQUEST_DURATION)
@@ -277,8 +278,7 @@ class Metrics:
         self.incidents = self._counter(INCIDENTS)
         self.outage_duration = self._histogram(OUTAGE_DURATION)
         self.tokens = self._counter(TOKENS)
-        self._answered = {name: self.attempts.labels(name, ANSWERED) for name in providers}
-        self._begin_at_zero(providers)
+        self.know(providers)
 
     def __repr__(self) -> str:
         return f"<Metrics of {self.totals.requests} calls>"
@@ -290,6 +290,14 @@ class Metrics:
         return Histogram(
             series.name, series.help, series.labels, registry=self.registry, buckets=series.buckets
         )
+
+    def know(self, providers: Sequence[str]) -> None:
+        """Count these by name from now on, beside those known before: their series go on."""
+        new = [name for name in providers if name not in self._providers]
+        self._providers |= frozenset(new)
+        self._answered |= {name: self.attempts.labels(name, ANSWERED) for name in new}
+        self._calls.clear()
+        self._begin_at_zero(new)
 
     def _begin_at_zero(self, providers: Iterable[str]) -> None:
         """Show what an alert may watch before it first happens: from nothing to 1 is no increase."""
@@ -410,21 +418,21 @@ class Live(Collector):
     What is not counted but looked up, at the moment of a scrape.
 
     Args:
-        providers: The names of the chain.
+        providers: Returns the names of the chain.
         breaker: Returns the state of a provider's worst breaker, by its name.
         is_up: Whether calls may go to a provider, by its name.
     """
 
     def __init__(
         self,
-        providers: Sequence[str],
+        providers: Callable[[], Sequence[str]],
         load: Load,
         feed: Feed,
         state: StateHealth,
         breaker: Callable[[str], State],
         is_up: Callable[[str], bool],
     ) -> None:
-        self._providers = tuple(providers)
+        self._providers = providers
         self._load = load
         self._feed = feed
         self._state = state
@@ -442,9 +450,10 @@ class Live(Collector):
 
     def _values(self) -> Mapping[Series, Mapping[tuple[str, ...], float]]:
         load, feed, state = self._load, self._feed, self._state
+        names = self._providers()
         return {
-            BREAKER_STATE: {(name,): STATE_VALUES[self._breaker(name)] for name in self._providers},
-            PROVIDER_UP: {(name,): self._is_up(name) for name in self._providers},
+            BREAKER_STATE: {(name,): STATE_VALUES[self._breaker(name)] for name in names},
+            PROVIDER_UP: {(name,): self._is_up(name) for name in names},
             IN_FLIGHT: {(): load.in_flight},
             OPEN_STREAMS: {(): load.open_streams},
             SHED: {(): load.shed},

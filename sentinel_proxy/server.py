@@ -4,7 +4,7 @@ uvicorn around the application: the socket, the signals, and a shutdown that let
 SIGTERM and SIGINT drain: readiness turns 503, new calls are refused with a hint to go
 elsewhere, running ones have `drain_seconds` and are then told, in the stream or by status, that
 it is over. The exit status is 0, because that is what was asked for; a second SIGINT ends at
-once.
+once. SIGHUP is handed to whoever can reload the configuration.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import math
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -86,12 +86,18 @@ class Server(uvicorn.Server):
 
     Args:
         on_started: Called once the socket is being listened on.
+        on_hangup: Called at each SIGHUP.
     """
 
-    def __init__(self, proxy: Proxy, on_started: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        on_started: Callable[[], None] | None = None,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
-                proxy.app,
+                proxy,
                 http="httptools",
                 ws=LiveConnection,
                 ws_max_size=MAX_MESSAGE_BYTES,
@@ -111,10 +117,14 @@ class Server(uvicorn.Server):
         )
         self._proxy = proxy
         self._on_started = on_started
+        self._on_hangup = on_hangup
         self._drained_at = math.inf
+        self._ending = asyncio.Event()
         self._told = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._on_hangup is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         await super().startup(sockets=sockets)
         if self.started and self._on_started is not None:
             self._on_started()
@@ -144,6 +154,41 @@ class Server(uvicorn.Server):
         self._proxy.load.draining = True
         self._proxy.interrupt()
         self.should_exit = True
+        self._ending.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """
+        Close everything, as uvicorn does, but without its fixed pauses: an idle proxy ends at once.
+
+        The live feed goes last of what is heard and first of what is closed. Whoever is still
+        there has `FAREWELL_SECONDS` to read its last words.
+        """
+        if not self._told:
+            self._tell()
+        await self._proxy.broadcast.end(0.0 if self.force_exit else LIVE_END_SECONDS)
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        until = asyncio.get_running_loop().time() + FAREWELL_SECONDS
+        while (state.connections or state.tasks) and not self.force_exit:
+            if asyncio.get_running_loop().time() >= until:
+                break
+            await asyncio.sleep(0.005)
+        for task in list(state.tasks):
+            task.cancel(msg="the proxy has shut down")
+        if not self.force_exit:
+            await self.lifespan.shutdown()
+
+    async def main_loop(self) -> None:
+        """Tick ten times a second, and at once when it is time to end."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._ending.wait()
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, whether draining is over."""
@@ -166,17 +211,15 @@ class Server(uvicorn.Server):
         }
         self._proxy.bus.emit(Noticed("info", "draining", details))
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close everything; the live feed goes last of what is heard and first of what is closed."""
-        if not self._told:
-            self._tell()
-        await self._proxy.broadcast.end(0.0 if self.force_exit else LIVE_END_SECONDS)
-        await super().shutdown(sockets)
 
-
-def serve(proxy: Proxy, listener: socket.socket, on_started: Callable[[], None] | None = None) -> None:
+def serve(
+    proxy: Proxy,
+    listener: socket.socket,
+    on_started: Callable[[], None] | None = None,
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
     """Run *proxy* on *listener* until a signal ends it; returns when everything is closed."""
-    server = Server(proxy, on_started)
+    server = Server(proxy, on_started, on_hangup)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
 

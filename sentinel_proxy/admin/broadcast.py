@@ -31,6 +31,17 @@ WOKEN_AT_ONCE: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things may take on the live feed."""
+
+    heartbeat_seconds: float = 30.0
+    """Between two heartbeats; proxies on the way cut a connection that is idle for a minute or so."""
+
+    stall_seconds: float = 3.0
+    """How long one frame may wait for a client that does not read, before the client is given up."""
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One event as it is sent."""
 

@@ -17,9 +17,6 @@ from sentinel_proxy.admin.queries import Query
 from sentinel_proxy.api.errors import of_caller, of_shutdown
 from sentinel_proxy.errors import CallerError
 
-STALL_SECONDS: Final = 3.0
-"""How long one frame may wait for a client that does not read before the client is given up."""
-
 CLOSE_SECONDS: Final = 1.0
 """For the close frame of a client that has not read: it is behind everything that it has not read."""
 
@@ -29,9 +26,14 @@ GONE: Final = Farewell(1005, "")
 
 
 class LiveFeed:
-    """The endpoint: one instance serves every client."""
+    """
+    The endpoint: one instance serves every client.
 
-    def __init__(self, broadcast: Broadcast, stall_seconds: float = STALL_SECONDS) -> None:
+    Args:
+        stall_seconds: How long one frame may wait for a client that does not read.
+    """
+
+    def __init__(self, broadcast: Broadcast, stall_seconds: float) -> None:
         self._broadcast = broadcast
         self._stall_seconds = stall_seconds
 

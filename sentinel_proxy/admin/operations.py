@@ -31,7 +31,7 @@ class Operations:
         clock: Clock,
         emit: Emit,
     ) -> None:
-        self._upstreams = upstreams
+        self.upstreams = upstreams
         self._health = health
         self._metrics = metrics
         self._load = load
@@ -41,11 +41,11 @@ class Operations:
         self._started = clock.monotonic()
 
     def __repr__(self) -> str:
-        return f"<Operations of {', '.join(self._upstreams)}>"
+        return f"<Operations of {', '.join(self.upstreams)}>"
 
     def names(self) -> list[str]:
         """Return the names of the providers, in the order of the chain."""
-        return list(self._upstreams)
+        return list(self.upstreams)
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Return everything about every provider, by name and in the order of the chain."""
@@ -122,8 +122,8 @@ class Operations:
 
     def _upstream(self, name: str) -> Upstream:
         try:
-            return self._upstreams[name]
+            return self.upstreams[name]
         except KeyError:
-            known = ", ".join(self._upstreams)
+            known = ", ".join(self.upstreams)
             message = f"there is no provider {name[:64]!r}; there are {known}"
             raise CallerError(message, status=404, code="unknown_provider") from None

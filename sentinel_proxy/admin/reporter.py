@@ -9,7 +9,7 @@ middle of something, and the status must be what it leaves behind.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 from sentinel_proxy.admin.broadcast import Broadcast
 from sentinel_proxy.clock import Clock
@@ -22,9 +22,6 @@ from sentinel_proxy.events import (
     Noticed,
     ProbeFinished,
 )
-
-HEARTBEAT_SECONDS: Final = 30.0
-"""Below the idle time, a minute as a rule, after which proxies on the way cut a connection."""
 
 Status = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from sentinel_proxy.admin import manual, openapi
-from sentinel_proxy.admin.broadcast import Broadcast
+from sentinel_proxy.admin.broadcast import Broadcast, Pace
 from sentinel_proxy.admin.live import LiveFeed
 from sentinel_proxy.admin.operations import Operations
 from sentinel_proxy.admin.queries import Fields, Query
@@ -45,6 +45,7 @@ class Desk:
     The endpoints, one method each.
 
     Args:
+        pace: Of the live feed.
         version: Of the proxy, for the description.
     """
 
@@ -55,6 +56,7 @@ class Desk:
         incidents: Incidents,
         broadcast: Broadcast,
         reporter: Reporter,
+        pace: Pace,
         version: str,
     ) -> None:
         self._config = config
@@ -62,6 +64,7 @@ class Desk:
         self._incidents = incidents
         self._broadcast = broadcast
         self._reporter = reporter
+        self._pace = pace
         self._trusted = networks(config.server.trusted_proxies)
         self._description = dumps(openapi.description(version))
         self._manual = manual.page(openapi.description(version))
@@ -78,7 +81,7 @@ class Desk:
             Route("/api/config", self.config, methods=["GET"]),
             Route("/api/openapi.json", self.openapi, methods=["GET"]),
             Route("/docs", self.docs, methods=["GET"]),
-            WebSocketRoute("/ws/system-events", LiveFeed(self._broadcast)),
+            WebSocketRoute("/ws/system-events", LiveFeed(self._broadcast, self._pace.stall_seconds)),
         ]
 
     async def status(self, request: Request) -> Response:

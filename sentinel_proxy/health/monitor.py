@@ -64,12 +64,22 @@ class Monitor:
         emit: Emit,
         uniform: Callable[[float, float], float],
     ) -> None:
-        self._watches = {upstream.name: Watch(upstream, recovery_timeout) for upstream in upstreams}
-        self._config = config
+        self._watches: dict[str, Watch] = {}
+        self.watch_over(upstreams, config, recovery_timeout)
         self._clock = clock
         self._emit = emit
         self._uniform = uniform
         self._errands: asyncio.TaskGroup | None = None
+
+    def watch_over(
+        self, upstreams: Sequence[Upstream], config: HealthConfig, recovery_timeout: float
+    ) -> None:
+        """Watch this chain from now on; what is known of an upstream that stays is kept."""
+        known = {watch.upstream: watch for watch in self._watches.values()}
+        self._watches = {
+            upstream.name: known.get(upstream) or Watch(upstream, recovery_timeout) for upstream in upstreams
+        }
+        self._config = config
 
     def __repr__(self) -> str:
         now = self._clock.monotonic()
@@ -125,17 +135,20 @@ class Monitor:
             return
         now = self._clock.monotonic()
         answered = [attempt for attempt in event.call.trail if attempt.answered]
-        for attempt in answered[:-1]:
-            self._watches[attempt.provider].traffic.bad(now)
-        for attempt in answered[-1:]:
-            if event.outcome in _GOOD:
-                self._watches[attempt.provider].heard_good(attempt.seconds, now)
-            elif event.outcome in _BAD:
-                self._watches[attempt.provider].traffic.bad(now)
+        for attempt in answered:
+            watch = self._watches.get(attempt.provider)
+            if watch is None:
+                continue  # it left the chain while the call went on
+            if attempt is not answered[-1] or event.outcome in _BAD:
+                watch.traffic.bad(now)
+            elif event.outcome in _GOOD:
+                watch.heard_good(attempt.seconds, now)
 
     def _attempt_failed(self, event: AttemptFailed) -> None:
-        if CONSEQUENCES[event.kind].vote is Vote.FAILURE or event.kind is FailureKind.THROTTLED:
-            self._watches[event.provider].traffic.bad(self._clock.monotonic())
+        watch = self._watches.get(event.provider)
+        counts = CONSEQUENCES[event.kind].vote is Vote.FAILURE or event.kind is FailureKind.THROTTLED
+        if watch is not None and counts:
+            watch.traffic.bad(self._clock.monotonic())
 
     def _breaker_changed(self, event: BreakerChanged) -> None:
         if event.after == State.CLOSED:
@@ -149,7 +162,7 @@ class Monitor:
 
     def _behind(self, name: str) -> list[Watch]:
         watches = list(self._watches.values())
-        return watches[watches.index(self._watches[name]) + 1 :]
+        return watches[list(self._watches).index(name) + 1 :] if name in self._watches else []
 
     def _is_next_in_line(self, watch: Watch) -> bool:
         """Whether calls come here now because no breaker of those before it is closed."""

@@ -8,12 +8,21 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from harness import CHAT
 
-from sentinel_proxy.testing import FaultyUpstream, Hang, Pause, openai_chunks, openai_stream, sse_stream
+from sentinel_proxy.testing import (
+    FaultyUpstream,
+    Hang,
+    Pause,
+    openai_chunks,
+    openai_completion,
+    openai_stream,
+    sse_stream,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -21,13 +30,20 @@ pytestmark = pytest.mark.anyio
 class Process:
     """`sentinel-proxy serve` in a process of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, url: str, config: Path) -> None:
         self._process = process
+        self.config = config
         self.url = url
         self.client = httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)
 
     def send(self, signal: signal.Signals) -> None:
         self._process.send_signal(signal)
+
+    async def line(self) -> dict[str, Any]:
+        """Return the next line of the log."""
+        assert self._process.stdout is not None
+        line: dict[str, Any] = json.loads(await self._process.stdout.readline())
+        return line
 
     async def ended(self) -> int:
         return await asyncio.wait_for(self._process.wait(), 10)
@@ -69,7 +85,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
         async with asyncio.timeout(20):
             while (line := json.loads(await process.stdout.readline()))["event"] != "listening":
                 pass
-        running = Process(process, line["address"])
+        running = Process(process, line["address"], config)
         started.append((process, running.client))
         return running
 
@@ -183,3 +199,49 @@ async def test_a_second_interrupt_ends_it_at_once(run: Run, primary: FaultyUpstr
 
     assert await proxy.ended() == 0
     await asyncio.gather(call, return_exceptions=True)
+
+
+# -- SIGHUP ------------------------------------------------------------------------------------
+
+
+async def said_by(proxy: Process, event: str) -> dict[str, Any]:
+    """Read the log until it says *event*."""
+    async with asyncio.timeout(10):
+        while (line := await proxy.line())["event"] != event:
+            pass
+    return line
+
+
+async def test_a_new_configuration_is_taken_up_without_dropping_anything(
+    run: Run, primary: FaultyUpstream, backup: FaultyUpstream
+) -> None:
+    primary.always(openai_stream(["a", "b", "c", "d"], pause=0.15))
+    backup.always(openai_completion("from the new one"))
+    proxy = await run(primary)
+    stream = asyncio.create_task(proxy.stream())
+    await first_request(primary)
+
+    proxy.config.write_text(proxy.config.read_text().replace(primary.url, backup.url))
+    proxy.send(signal.SIGHUP)
+    told = await said_by(proxy, "configuration reloaded")
+    reply = await proxy.client.post("/v1/chat/completions", json=CHAT)
+
+    assert told["chain"] == "openai"
+    assert reply.json()["choices"][0]["message"]["content"] == "from the new one"
+    assert (await stream)[-1] == "data: [DONE]"
+    assert len(primary.requests) == 1
+
+
+async def test_a_broken_configuration_is_reported_and_the_old_one_stays(
+    run: Run, primary: FaultyUpstream
+) -> None:
+    primary.always(openai_completion("still here"))
+    proxy = await run(primary)
+
+    proxy.config.write_text(proxy.config.read_text().replace("drain_seconds", "drian_seconds"))
+    proxy.send(signal.SIGHUP)
+    told = await said_by(proxy, "the configuration was not reloaded, the old one stays")
+    reply = await proxy.client.post("/v1/chat/completions", json=CHAT)
+
+    assert "drain_seconds" in told["problem"]
+    assert reply.json()["choices"][0]["message"]["content"] == "still here"

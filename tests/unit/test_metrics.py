@@ -80,7 +80,7 @@ class Desk:
         self.breakers = {"openai": State.CLOSED, "ollama": State.CLOSED}
         self.metrics.read_live(
             Live(
-                ["openai", "ollama"],
+                lambda: ["openai", "ollama"],
                 self.load,
                 self.feed,
                 self.state,
