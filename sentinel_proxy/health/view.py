@@ -6,7 +6,6 @@ from typing import Any
 
 from sentinel_proxy.clock import Clock, utc_text
 from sentinel_proxy.health.watch import Watch
-from sentinel_proxy.model import Verdict
 from sentinel_proxy.resilience.breaker import Breaker, State
 
 
@@ -41,7 +40,7 @@ def status_of(watch: Watch, now: float) -> str:
         breakers.worst(now).state is State.CLOSED
         and upstream.admits(model, now)
         and not watch.missing
-        and (watch.last is None or watch.last.verdict is not Verdict.FAILED)
+        and not watch.ails
     )
     return "healthy" if calm else "degraded"
 

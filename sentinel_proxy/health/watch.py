@@ -41,6 +41,7 @@ class Watch:
         self.missing: tuple[str, ...] = ()
         self.busy = asyncio.Lock()
         self.warmed = False
+        self._answered_since = False  # a call was answered well after the latest probe
         self._least_rest = min(MIN_REST_SECONDS, recovery_timeout / 2)
         self._probes_failed = False  # since the outage, if there is one, began to show
         self._own_votes = 0  # failures that the breaker holds against it, if all of them are probes'
@@ -55,6 +56,11 @@ class Watch:
         """The provider's name."""
         return self.upstream.name
 
+    @property
+    def ails(self) -> bool:
+        """Whether its latest probe failed, and no call has told otherwise: who answers calls is not asked."""
+        return self.last is not None and self.last.verdict is Verdict.FAILED and not self._answered_since
+
     def take(self, answer: Answer, era: int, now: float) -> None:
         """
         Let an answer have its consequences.
@@ -63,6 +69,7 @@ class Watch:
             era: Of the provider's breaker when it was asked: what has moved since, moved on
                 fresher news.
         """
+        self._answered_since = False
         if answer.kind is FailureKind.THROTTLED:
             self.upstream.gate.close(answer.retry_after, now)
         if answer.error is not None and answer.verdict is Verdict.FAILED:
@@ -111,6 +118,7 @@ class Watch:
 
     def heard_good(self, seconds: float, now: float) -> None:
         """A call was answered well."""
+        self._answered_since = True
         self._own_votes = 0
         self.traffic.good(seconds, now)
 

@@ -1009,6 +1009,16 @@ class TestView:
         assert ward.monitor.status("openai") == "degraded"
         assert ward.monitor.is_up("openai")
 
+    async def test_a_good_call_outdoes_an_earlier_probe_that_failed(self) -> None:
+        ward = Ward(REFUSED).listens()
+        await ward.monitor.probe("openai")
+
+        ward.bus.emit(finished(Outcome.SUCCESS, ANSWER))
+
+        assert ward.monitor.status("openai") == "healthy"
+        await ward.monitor.probe("openai")
+        assert ward.monitor.status("openai") == "degraded"
+
     async def test_a_trial_that_is_out_is_no_outage(self) -> None:
         ward = Ward(says(200))
         ward.trips()
