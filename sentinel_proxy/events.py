@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from sentinel_proxy.errors import FailureKind
-from sentinel_proxy.model import Call, Endpoint, Incident, Outcome, ProbeResult, Usage
+from sentinel_proxy.model import Call, Endpoint, Incident, Outcome, ProbeResult, Span, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class CallFinished:
     first_token_seconds: float | None  # from the start of the call
     usage: Usage | None
     error_code: str | None = None
+    span: Span | None = None  # None: neither the caller nor we trace
 
 
 @dataclass(frozen=True, slots=True)

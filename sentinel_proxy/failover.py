@@ -182,13 +182,18 @@ class Failover:
             permit = upstream.admit(model, started, early=early)
         except (UpstreamError, BreakerOpen) as refused:
             raise self._passed_by(upstream, call, refused) from None
+
+        def note(where: list[Attempt], result: str, kind: FailureKind | None = None) -> None:
+            seconds = clock.monotonic() - started
+            where.append(Attempt(upstream.name, result, kind, seconds=seconds, started=started, model=model))
+
         upstream.in_flight += 1
         try:
             reply = await self._begin(upstream, call, request, wrap, model, permit)
         except UpstreamError as error:
             upstream.in_flight -= 1
             now = clock.monotonic()
-            call.trail.append(Attempt(upstream.name, error.label, error.kind, seconds=now - started))
+            note(call.trail, error.label, error.kind)
             self._emit(  # before the vote, so that whoever listens hears the cause before the effect
                 AttemptFailed(
                     call.trace_id, upstream.name, model, error.kind, error.label, error.message, now - started
@@ -199,9 +204,10 @@ class Failover:
             raise
         except BaseException:
             upstream.in_flight -= 1
+            note(call.given_up, "cancelled")
             permit.release(clock.monotonic())
             raise
-        call.trail.append(Attempt(upstream.name, str(reply.status), seconds=clock.monotonic() - started))
+        note(call.trail, str(reply.status))
         return reply
 
     async def _begin(

@@ -66,6 +66,8 @@ class Attempt:
     kind: FailureKind | None = None  # None: it answered, or was never tried
     sent: bool = True  # False: passed by, nothing was sent
     seconds: float = 0.0  # until it began to answer, or failed
+    started: float = 0.0  # monotonic seconds
+    model: str = ""  # that was asked, as the provider names it; "" where none is known
 
     @property
     def answered(self) -> bool:
@@ -96,6 +98,7 @@ class Call:
     client: str | None = None  # name of the authenticated client, never its key
     controls: Controls = NO_CONTROLS
     trail: list[Attempt] = field(default_factory=list)
+    given_up: list[Attempt] = field(default_factory=list)  # cut short when the call was: nobody's failure
     waited_seconds: float = 0.0  # of its life, spent waiting for others: upstreams, pauses, the caller's body
     retried_by_client: bool = False  # the SDK says that this is already its own retry
 
@@ -114,6 +117,26 @@ class Call:
         return f"<Call {self.trace_id} {self.endpoint.value} stream={self.stream}>"
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Our place in a distributed trace (W3C Trace Context 1, §3.2): one request, one span."""
+
+    id: str  # ours, 16 hexadecimal digits
+    parent_id: str | None  # of the caller's; None: the trace begins here
+    flags: int  # as they are sent on, 0 to 255
+
+    SAMPLED: ClassVar[int] = 1
+
+    @property
+    def sampled(self) -> bool:
+        """Whether those who trace should keep it."""
+        return bool(self.flags & self.SAMPLED)
+
+    def traceparent(self, trace_id: str) -> bytes:
+        """Return the header that makes others our children."""
+        return f"00-{trace_id}-{self.id}-{self.flags:02x}".encode()
+
+
 @dataclass(slots=True)
 class Trace:
     """What is known of one HTTP request before anybody looked into it; lives in the ASGI scope."""
@@ -122,10 +145,11 @@ class Trace:
 
     trace_id: str
     started: float  # monotonic seconds
-    traceparent: bytes | None = None  # of our span; None if the caller sent none
+    traceparent: bytes | None = None  # of our span, to be sent on; None if there is none
     client: str | None = None  # name of the authenticated client, never its key
     headers: list[Header] = field(default_factory=list)  # to be added to whatever is answered
     answered: bool = False  # the head of an answer was sent
+    span: Span | None = None  # None: the caller sent no traceparent, and nobody traces here
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -153,7 +153,9 @@ class Passthrough:
             now = clock.monotonic()
             if isinstance(error, UpstreamError):
                 permit.fail(error, now)
-                call.trail.append(Attempt(upstream.name, error.label, error.kind, seconds=now - started))
+                call.trail.append(
+                    Attempt(upstream.name, error.label, error.kind, seconds=now - started, started=started)
+                )
                 self._emit(
                     AttemptFailed(
                         call.trace_id,
@@ -166,11 +168,13 @@ class Passthrough:
                     )
                 )
             else:
+                call.given_up.append(
+                    Attempt(upstream.name, "cancelled", seconds=now - started, started=started)
+                )
                 permit.release(now)
             raise
         finally:
             call.waited_seconds += clock.monotonic() - started
-        call.trail.append(
-            Attempt(upstream.name, str(exchange.head.status), seconds=clock.monotonic() - started)
-        )
+        seconds = clock.monotonic() - started
+        call.trail.append(Attempt(upstream.name, str(exchange.head.status), seconds=seconds, started=started))
         return RawReply(call, upstream, exchange, permit, clock)

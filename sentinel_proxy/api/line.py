@@ -201,6 +201,7 @@ class Line:
                 reply.first_token_seconds if reply is not None else None,
                 reply.usage if reply is not None else None,
                 error_code,
+                self._trace.span,
             )
         )
 

@@ -2,28 +2,42 @@
 Gives every request its trace id, and every answer the headers that its layers have left for it.
 
 A caller's `traceparent` (W3C Trace Context, level 1) is continued: its trace id becomes ours
-and our span id goes upstream. Without one a random trace id is minted and nothing is sent on.
+and our span id goes upstream. Without one a random trace id is minted, and nothing is sent on
+unless this proxy exports traces itself: what needs no change passes unchanged.
 """
 
 import re
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.model import Trace, header
+from sentinel_proxy.model import Span, Trace, header
 
-_TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
-_NO_TRACE: Final = b"0" * 32
+# Version ff and ids of zeroes alone are nobody's (§3.2.2).
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+)
+
+Samples = Callable[[str, Span], bool]
+"""Decides whether a trace is kept, given its id and our span with the flags as the caller sent them."""
 
 
 class TraceMiddleware:
-    """Outermost of ours: everything further in may rely on a `Trace` in the scope."""
+    """
+    Outermost of ours: everything further in may rely on a `Trace` in the scope.
 
-    def __init__(self, app: ASGIApp, clock: Clock) -> None:
+    Args:
+        samples: Given where traces are exported: every request then has a span, which is sent on.
+            Must not raise or block.
+    """
+
+    def __init__(self, app: ASGIApp, clock: Clock, samples: Samples | None = None) -> None:
         self.app = app
         self._clock = clock
+        self._samples = samples
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,11 +56,19 @@ class TraceMiddleware:
 
     def _trace(self, traceparent: bytes | None) -> Trace:
         started = self._clock.monotonic()
-        match = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
-        if match is None or match[1] == _NO_TRACE:
-            trace = Trace(secrets.token_hex(16), started)
-        else:
-            ours = b"00-%b-%b-%b" % (match[1], secrets.token_hex(8).encode(), match[2])
-            trace = Trace(match[1].decode(), started, ours)
+        caller = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
+        trace = Trace(caller[1].decode() if caller is not None else secrets.token_hex(16), started)
+        if caller is not None or self._samples is not None:
+            trace.span = self._span(trace.trace_id, caller)
+            trace.traceparent = trace.span.traceparent(trace.trace_id)
         trace.headers.append((b"x-sentinel-trace-id", trace.trace_id.encode()))
         return trace
+
+    def _span(self, trace_id: str, caller: re.Match[bytes] | None) -> Span:
+        """Begin our span; whoever gets its flags is told what was decided, not what was asked for."""
+        parent_id, flags = (None, 0) if caller is None else (caller[2].decode(), int(caller[3], 16))
+        span = Span(secrets.token_hex(8), parent_id, flags)
+        if self._samples is None:
+            return span
+        decided = flags | Span.SAMPLED if self._samples(trace_id, span) else flags & ~Span.SAMPLED
+        return Span(span.id, parent_id, decided)
