@@ -176,8 +176,9 @@ def _tool_call(asked: Any, words: list[str], mark: str) -> Good:
     kind = "chat.completion.chunk"
     opening = {**call, "index": 0, "function": {"name": "say", "arguments": ""}}
     deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "tool_calls": [opening]}, None)]
-    for at in range(0, len(arguments), 16):
-        piece = {"index": 0, "function": {"arguments": arguments[at : at + 16]}}
+    step = max(16, len(arguments) // 8)
+    for at in range(0, len(arguments), step):
+        piece = {"index": 0, "function": {"arguments": arguments[at : at + step]}}
         deltas.append(({"tool_calls": [piece]}, None))
     deltas.append(({}, "tool_calls"))
     pieces = [
@@ -328,9 +329,9 @@ def well_but_late(good: Good, rng: Random) -> Play:
 
 def well_with_more_behind(good: Good, rng: Random) -> Play:
     """A second answer that nobody asked for follows: it must reach nobody."""
-    stray = answer(200, b"<stray.answer>", {"content-type": "text/plain"})
     script = stream(good.pieces, headers={"content-type": good.content_type}, framing="length")
-    return True, [*script, *stray]
+    stray = answer(200, b"<stray.answer>", {"content-type": "text/plain"})
+    return True, [Send(b"".join(step.data for step in (*script, *stray) if isinstance(step, Send)))]
 
 
 def slowly(good: Good, rng: Random) -> Play:
@@ -445,7 +446,9 @@ def error_in_200(good: Good, rng: Random) -> Play:
 
 
 def _error(rng: Random) -> dict[str, Any]:
-    code = rng.choice((None, "rate_limit_exceeded", "context_length_exceeded", "invalid_api_key", 500, "odd"))
+    code = rng.choice((None, "server_error", "context_length_exceeded", "slow_down", 500, "odd"))
+    if rng.random() < LOCKED_OUT_SHARE:
+        code = "invalid_api_key"
     kind = rng.choice((None, "server_error", "invalid_request_error", "overloaded_error"))
     message = rng.choice(("it failed", f"Incorrect API key provided: {SECRET}.", ""))
     whole = {"error": {"message": message, "type": kind, "param": None, "code": code}}
@@ -604,19 +607,23 @@ FAULTS: Final[dict[str, Row]] = {
 }
 
 STATUSES: Final = (
-    *((status, "") for status in (400, 401, 402, 403, 404, 405, 408, 409, 413, 415, 418, 422, 425, 429, 451)),
-    *((status, "") for status in (499, 500, 501, 502, 503, 504, 520, 521, 522, 524, 525, 526, 529, 530, 599)),
+    *((status, "") for status in (400, 404, 405, 408, 409, 413, 415, 418, 422, 425, 429, 451, 499)),
+    *((status, "") for status in (500, 501, 502, 503, 504, 520, 521, 522, 524, 525, 526, 529, 530, 599)),
     *((status, "") for status in (301, 302, 303, 304, 307, 308)),
     *((400, code) for code in ("context_length_exceeded", "content_filter", "unsupported_parameter")),
-    *((429, code) for code in ("insufficient_quota", "rate_limit_exceeded", "slow_down")),
-    *((404, "model_not_found"), (401, "invalid_api_key"), (503, "server_is_overloaded")),
+    *((429, code) for code in ("rate_limit_exceeded", "slow_down")),
+    *((404, "model_not_found"), (503, "server_is_overloaded")),
 )
+LOCKED_OUT: Final = ((401, ""), (402, ""), (403, ""), (429, "insufficient_quota"), (401, "invalid_api_key"))
+"""These open a breaker at once; more of them, and hardly anything else would be tried."""
+
+LOCKED_OUT_SHARE: Final = 0.03
 STATUS_SHARE: Final = 0.2
 
 
 def error_status(mark: str, rng: Random) -> tuple[int, bytes, Script]:
     """Return an error of the taxonomy: its status, its body, and how it is said."""
-    status, code = rng.choice(STATUSES)
+    status, code = rng.choice(LOCKED_OUT if rng.random() < LOCKED_OUT_SHARE else STATUSES)
     message = rng.choice((f"<{mark}.error>", f"Incorrect API key provided: {SECRET}", "x" * 3000, ""))
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": code or None}
     detail = {"detail": [{"loc": ["body", "model"], "msg": "field required", "input": f"<{mark}.prompt>"}]}

@@ -56,7 +56,7 @@ def complaint(
         _check_time(ask, seen)
         good = _check_raw(seen, said) if ask.kind == "raw" else _check_answer(ask, seen, said, rescues)
         _check_event(ask, seen, events[0], good=good)
-        if not good:
+        if not good and seen.ended == "complete":
             _check_debts(seen, said, events[0])
     except Wrong as wrong:
         return str(wrong)
@@ -213,12 +213,13 @@ def heard_from(ask: Ask, seen: Seen, *, partial: bool = False) -> Heard:
 
 def _events(body: bytes, partial: bool) -> list[Any]:
     """Return the data of each event; `[DONE]` as None."""
-    *blocks, rest = re.split(rb"\r\n\r\n|\n\n|\r\r", body)
+    body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *blocks, rest = body.split(b"\n\n")
     if rest and not partial:
         raise Wrong(f"half an event at the end: {rest!r}")
     events: list[Any] = []
     for block in blocks:
-        lines = [line for line in re.split(rb"\r\n|\n|\r", block) if not line.startswith(b":")]
+        lines = [line for line in block.split(b"\n") if not line.startswith(b":")]
         data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
         if set(line.partition(b":")[0] for line in lines) - {b"data", b"event"}:
             raise Wrong(f"fields that SDKs stumble over: {block!r}")

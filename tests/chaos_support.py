@@ -41,6 +41,7 @@ class Ask:
     hang_up_after_bytes: int | None = None
     hang_up_after_seconds: float | None = None
     reads_slowly: bool = False
+    never_ends: bool = False  # the request itself, so nothing can follow it
 
     @property
     def trace_id(self) -> str:
@@ -153,6 +154,7 @@ def _give_temper(ask: Ask, rng: Random) -> None:
         case chance if chance < 0.11:
             ask.parts = [ask.parts[0][: rng.randrange(1, len(ask.parts[0]))]]
             ask.hang_up_after_seconds = rng.uniform(0.0, 0.05)
+            ask.never_ends = True
 
 
 class Wire(asyncio.Protocol):
@@ -196,8 +198,6 @@ class Wire(asyncio.Protocol):
             timer.cancel()
         self._seen.body = b"".join(self._parts)
         self._seen.seconds = loop.time() - started
-        if self._seen.ended != "complete" or not self._parser.should_keep_alive():
-            self.close()
         return self._seen
 
     def close(self) -> None:
@@ -209,6 +209,8 @@ class Wire(asyncio.Protocol):
         if self._over is not None and not self._over.done():
             self._seen.ended = how
             self._over.set_result(None)
+            if how != "complete" or self._ask.never_ends or not self._parser.should_keep_alive():
+                self.close()
 
     # -- what the event loop and the parser call ----------------------------------------------
 

@@ -9,6 +9,7 @@ not the same timing.
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 from collections import Counter, defaultdict
@@ -34,6 +35,7 @@ from sentinel_proxy.config import (
     TimeoutsConfig,
 )
 from sentinel_proxy.events import Bus, CallFinished, Noticed
+from sentinel_proxy.model import Outcome
 from sentinel_proxy.resilience.gate import Gate
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.server import running
@@ -42,8 +44,10 @@ from sentinel_proxy.upstream.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 
-CALLERS = 64
+CALLERS = 40  # at once: all of them, and the providers, share one core with the proxy
 SETTLING_SECONDS = 2.0
+WEATHER_SECONDS = 0.02
+BACK_OFF_SECONDS = 0.05  # of a caller that was told to come back; an SDK would wait longer
 
 
 @pytest.fixture
@@ -71,33 +75,41 @@ class Run:
     stray_bytes: int = 0
     mistakes: list[Noticed] = field(default_factory=list)
 
-    async def callers(self, asks: Iterator[Ask]) -> None:
-        """Make all calls, as many at once as there are callers."""
-        await asyncio.gather(*(self._caller(asks) for _ in range(CALLERS)))
+    async def make_calls(self, asks: Iterator[Ask], callers: int) -> None:
+        """Make all calls, so many at once as there are *callers*."""
+        await asyncio.gather(*(self._caller(asks) for _ in range(callers)))
 
     async def _caller(self, asks: Iterator[Ask]) -> None:
         wire: Wire | None = None
         for ask in asks:
             if wire is None or not wire.usable:
                 wire = await Wire.connected(self.url)
-            self.seen[ask.number] = ask, await wire.call(ask)
+            seen = await wire.call(ask)
+            self.seen[ask.number] = ask, seen
             self.stray_bytes += wire.stray_bytes
+            if seen.status == 503:
+                await asyncio.sleep(BACK_OFF_SECONDS)
         if wire is not None:
             wire.close()
 
     async def weather(self, seed: int) -> None:
         """Refuse connections now and then, and end every rest soon: some would last for minutes."""
         rng = Random(f"{seed}/weather")
-        while True:
+        for tick in itertools.count():
             for server in self.upstreams.values():
                 if rng.random() < 0.1:
                     await server.stop_listening()
                 else:
                     await server.listen_again()
             for upstream in self.proxy.upstreams:
-                upstream.breakers.advance(self.proxy.clock.monotonic())
+                now = self.proxy.clock.monotonic()
+                upstream.breakers.reset(now, "fine") if tick % 10 == 0 else upstream.breakers.advance(now)
                 upstream.gate = Gate()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(WEATHER_SECONDS)
+
+    def count(self, *outcomes: Outcome) -> int:
+        """Return how many calls ended so."""
+        return sum(event.outcome in outcomes for events in self.finished.values() for event in events)
 
     def complaints(self, *, rescues: bool = False) -> list[str]:
         """Return what is wrong, one story a call."""
@@ -139,17 +151,17 @@ def config(urls: dict[str, str], total_seconds: float, mode: str, transport: str
         ),
         timeouts=TimeoutsConfig(
             connect=0.3,
-            first_token=0.2,
-            first_token_reasoning=0.2,
-            idle=0.2,
-            progress=0.25,
-            answer=0.2,
+            first_token=0.3,
+            first_token_reasoning=0.3,
+            idle=0.3,
+            progress=0.35,
+            answer=0.3,
             header_hold=0.08,
             heartbeat=0.05,
             total=total_seconds,
         ),
         retry=RetryConfig(backoff=0.005, max_backoff=0.01, retry_after_limit=0.05, budget=1.0),
-        breaker=BreakerConfig(failure_threshold=4, half_open_permits=4),
+        breaker=BreakerConfig(failure_threshold=6, half_open_permits=4),
         rescue=RescueConfig(mode=mode),  # type: ignore[arg-type]
         rate_limit=RateLimitConfig(requests=0),
     )
@@ -217,9 +229,10 @@ async def play(
     seed: int,
     calls: int,
     *,
-    total_seconds: float = 1.2,
+    total_seconds: float = 1.5,
     mode: str = "error",
     transport: str = "http1",
+    callers: int = CALLERS,
     gentle: int = 1,
     plain: bool = False,
 ) -> Run:
@@ -230,7 +243,8 @@ async def play(
     async with amid_faults(Liars(seed, gentle), total_seconds, mode, transport) as run:
         tasks_before = asyncio.all_tasks()
         weather = asyncio.create_task(run.weather(seed))
-        await run.callers(invent(number, seed, total_seconds, plain=plain) for number in range(calls))
+        asks = (invent(number, seed, total_seconds, plain=plain) for number in range(calls))
+        await run.make_calls(asks, callers)
         weather.cancel()
         await asyncio.wait([weather])
         await check_that_nothing_is_left(run, tasks_before)
@@ -279,8 +293,9 @@ async def test_every_call_ends_with_a_whole_answer_or_an_honest_error(seed: int)
     """
     run = await play(seed, 10_000)
 
-    assert report(run, seed) == ""
+    assert not (wrong := report(run, seed)), wrong
     assert set(FAULTS) <= set(run.liars.played)
+    assert run.count(Outcome.SUCCESS, Outcome.FAILED_OVER) > 3_000
 
 
 async def test_a_stream_that_is_carried_on_is_one_answer_without_a_seam(seed: int) -> None:
@@ -289,15 +304,14 @@ async def test_a_stream_that_is_carried_on_is_one_answer_without_a_seam(seed: in
     """
     run = await play(seed, 2_000, total_seconds=12, mode="continue", gentle=2, plain=True)
 
-    assert report(run, seed, rescues=True) == ""
-    rescued = [event for events in run.finished.values() for event in events if event.outcome == "rescued"]
-    assert len(rescued) > 50
+    assert not (wrong := report(run, seed, rescues=True)), wrong
+    assert run.count(Outcome.RESCUED) > 20
 
 
 async def test_the_other_transport_keeps_the_same_promise(seed: int) -> None:
     """
     httpx behind the same seam: slower, and as honest.
     """
-    run = await play(seed, 1_000, transport="httpx")
+    run = await play(seed, 1_000, transport="httpx", callers=16)
 
-    assert report(run, seed) == ""
+    assert not (wrong := report(run, seed)), wrong
