@@ -195,11 +195,16 @@ class Caller:
                 due = min(due, self._hold_at)
         elif self.started and self.streaming and self._heartbeat_seconds:
             beat = self._last_sent + self._heartbeat_seconds
-            if now >= beat and self._sending_since is None:
+            if now >= beat and self._sending_since is None and not self._warming:
                 self._keep_warm(now)
                 beat = now + self._heartbeat_seconds
             due = min(due, max(beat, now + WATCH_AFTER_SECONDS))
         self._alarm = self._wheel.set(due, self._look)
+
+    @property
+    def _warming(self) -> bool:
+        """Whether a comment is still on its way, because the caller's side is full."""
+        return self._keeper is not None and not self._keeper.done()
 
     def _keep_warm(self, now: float) -> None:
         self._last_sent = now

@@ -258,7 +258,7 @@ async def test_nothing_hangs_leaks_or_is_passed_off_as_whole(
         print(f"\n{figures.calls} calls in {loop.time() - began:.1f} s: {dict(figures.ends.most_common())}")
         print(f"resident {settled_bytes >> 20} MiB, grown by {grown_bytes / 2**20:.1f} MiB")
         assert figures.wrong == [], f"seed {SEED}: {figures.wrong[:5]}"
-        assert figures.ends.keys() >= {"openai", "ollama", "rescued", "stream_interrupted", "hung up"}
+        assert figures.ends.keys() >= {"rescued", "stream_interrupted", "hung up"}, figures.ends
         assert await within_seconds(2, lambda: idle(proxy)), f"seed {SEED}: {proxy.load}, {proxy.upstreams}"
         assert grown_bytes < GROWTH_BYTES
 
