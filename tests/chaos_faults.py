@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sentinel_proxy.testing import (
     Close,
+    Framing,
     Hang,
     Pause,
     Received,
@@ -294,11 +295,11 @@ _BUILDERS: Final[dict[str, Callable[[Any, list[str], str], Good]]] = {
 
 def _script(good: Good, rng: Random, pieces: Sequence[bytes] | None = None, pause: float = 0.0) -> Script:
     """Write an answer in any of the three framings (a body that ends the connection is not kept alive)."""
-    framing = rng.choice(("length", "chunked", "chunked", "close"))
+    framings: tuple[Framing, ...] = ("length", "chunked", "chunked", "close")
     return stream(
         good.pieces if pieces is None else pieces,
         headers={"content-type": good.content_type, "x-request-id": "req_1"},
-        framing=framing,
+        framing=rng.choice(framings),
         pause=pause,
     )
 
@@ -387,9 +388,8 @@ def cut_late(good: Good, rng: Random) -> Play:
 
 def _cut(good: Good, rng: Random, where: Callable[[int], int]) -> Play:
     # Of a body that nobody looks into, only its framing tells whether it is whole.
-    framing = rng.choice(
-        ("length", "chunked") if good.content_type == _BYTES else ("length", "chunked", "close")
-    )
+    framings: tuple[Framing, ...] = ("length", "chunked", "close")
+    framing = rng.choice(framings[:2] if good.content_type == _BYTES else framings)
     script = stream(good.pieces, headers={"content-type": good.content_type}, framing=framing)
     sends = [step.data for step in script if isinstance(step, Send)]
     at = where(sum(map(len, sends)))

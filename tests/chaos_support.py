@@ -175,7 +175,8 @@ class Wire(asyncio.Protocol):
     @classmethod
     async def connected(cls, url: str) -> "Wire":
         parts = urlsplit(url)
-        _, wire = await asyncio.get_running_loop().create_connection(cls, parts.hostname, parts.port)
+        host, port = parts.hostname or "", parts.port or 0
+        _, wire = await asyncio.get_running_loop().create_connection(cls, host, port)
         return wire
 
     async def call(self, ask: Ask) -> Seen:

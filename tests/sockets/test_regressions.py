@@ -5,7 +5,10 @@ import socket
 
 import pytest
 from harness import Start, chain
+from starlette.types import Message
 
+from sentinel_proxy.api.relay import Caller
+from sentinel_proxy.clock import SystemClock
 from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import UpstreamRequest
@@ -21,6 +24,7 @@ from sentinel_proxy.testing import (
     openai_error,
 )
 from sentinel_proxy.upstream.httpx import HttpxTransport
+from sentinel_proxy.wheel import Wheel
 
 pytestmark = pytest.mark.anyio
 
@@ -96,3 +100,29 @@ async def test_a_connection_lost_while_httpx_is_making_it_is_a_failure_of_the_up
 
     assert caught.value.kind in (FailureKind.CONNECT, FailureKind.RESET)
     assert transport.active == 0
+
+
+async def test_only_one_comment_waits_for_a_caller_that_does_not_read() -> None:
+    """
+    Of two, one would be forgotten, and speak after the end of the answer.
+    """
+    reads = asyncio.Event()
+    begun: list[str] = []
+
+    async def send(message: Message) -> None:
+        begun.append(message["type"])
+        if len(begun) > 1:
+            await reads.wait()
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody hangs up here")
+
+    caller = Caller(receive, send, Wheel(), SystemClock())
+    await caller.start(200, [], streaming=True)
+    caller.watch(heartbeat_seconds=0.01)
+
+    await asyncio.sleep(0.25)
+    caller.release()
+
+    assert begun == ["http.response.start", "http.response.body"]
