@@ -14,7 +14,7 @@ const CIRCLE = 2 * Math.PI * 26;
  * @param {object} orders What the buttons do: `probe(name)`, `isolate(name)`, `reset(name)`.
  */
 export function show(root, facts, now, orders) {
-  keyed(root, facts.providers, (each) => each.name, (each) => make(each, orders), (card, each) => update(card.parts, each, facts, now));
+  keyed(root, facts.providers, (each) => `${each.position} ${each.name}`, (each) => make(each, orders), (card, each) => update(card.parts, each, facts, now));
 }
 
 function make({ name, position, kind }, orders) {
@@ -37,7 +37,7 @@ function make({ name, position, kind }, orders) {
   const heading = `provider-${position}`;
   const card = h("li", { class: `card hue-${Math.min(position, 6)}`, "aria-labelledby": heading },
     h("header", {}, h("span", { class: "position", "aria-hidden": "true" }, String(position)),
-      h("h3", { id: heading }, h("span", { class: "unseen" }, `${position}: `), name), h("span", { class: "quiet" }, kind), parts.status),
+      h("h3", { id: heading }, h("span", { class: "unseen" }, `${position}: `), name), kind === name ? null : h("span", { class: "quiet" }, kind), parts.status),
     parts.role, h("div", { class: "share", "aria-hidden": "true" }, parts.share),
     h("div", { class: "breaker" }, parts.dial, h("div", {}, parts.state, parts.why)),
     parts.facts, parts.notes,
@@ -121,6 +121,6 @@ function others({ models, breaker }, now) {
 }
 
 function warnings(provider) {
-  if (provider.missing.length || (provider.probe && !provider.probe.ok)) return [complaint(provider)];
-  return [];
+  const uneasy = provider.missing.length || (provider.probe && !provider.probe.ok);
+  return uneasy && provider.status !== "healthy" ? [complaint(provider)] : [];
 }

@@ -129,7 +129,7 @@ export class Feed {
 
   async _tick() {
     if (!this.live || document.hidden) return;
-    if (Date.now() - this._heard > SILENT_MS && !this._asking) this._failed(null);
+    if (Date.now() - this._heard > SILENT_MS) this._failed(null);
     else await this._ask();
   }
 

@@ -49,15 +49,24 @@ export class Events {
 
   /** Begin anew with *frames*, oldest first. */
   reset(frames) {
-    this._frames = frames.slice(-KEPT_EVENTS).reverse();
+    this._frames = [];
+    for (const frame of frames) this._take(frame);
     this._show();
   }
 
   /** Add one that has just come. */
   add(frame) {
     if (frame.event_type === "heartbeat" || this._frames.some((each) => each.id === frame.id)) return;
-    this._frames = [frame, ...this._frames].slice(0, KEPT_EVENTS);
+    this._take(frame);
     this._show();
+  }
+
+  /** Of the numbers that an incident is told with again and again, the last are enough. */
+  _take(frame) {
+    if (isMoment(frame) && frame.payload.change === "resolved") return; // it was told when it happened
+    const same = (each) => isUpdate(each) && each.payload.id === frame.payload.id;
+    const others = isUpdate(frame) ? this._frames.filter((each) => !same(each)) : this._frames;
+    this._frames = [frame, ...others].slice(0, KEPT_EVENTS);
   }
 
   _filter(type) {
@@ -75,9 +84,18 @@ export class Events {
   }
 }
 
+const isUpdate = (frame) => frame.event_type === "incident" && frame.payload.change === "updated";
+
+const isMoment = (frame) => frame.payload.type === "provider_recovered";
+
 function makeEvent(frame) {
-  const type = frame.event_type;
-  const tag = type === "incident" ? frame.payload.change : type === "system" ? frame.payload.level : type.replace("provider_", "");
-  return h("li", { class: `event ${type}` },
-    h("time", { datetime: frame.timestamp }, clock(Date.parse(frame.timestamp), true)), h("span", { class: `tag ${tag}` }, tag), h("span", {}, event(frame)));
+  const tag = tagOf(frame);
+  const tone = tag === "opened" ? frame.payload.severity : tag;
+  return h("li", { class: "event" },
+    h("time", { datetime: frame.timestamp }, clock(Date.parse(frame.timestamp), true)), h("span", { class: `tag tag-${tone}` }, tag), h("span", {}, event(frame)));
+}
+
+function tagOf({ event_type: type, payload }) {
+  if (type === "incident") return payload.type === "provider_recovered" ? "recovered" : payload.change;
+  return type === "system" ? payload.level : type.replace("provider_", "");
 }

@@ -21,7 +21,7 @@ const plots = new Plots(byId("plots"));
 const events = new Events(byId("events"), byId("event-filters"));
 const dialogs = new Dialogs();
 const link = { live: false, since: null, retryAt: null, refusal: null, draining: false };
-const view = { span: 3600, announced: "", pending: "", announceAt: 0 };
+const view = { span: 900, announced: "", pending: "", announceAt: 0 };
 
 /** How far the proxy's clock is behind ours, at most: whatever it says was true a moment before it came. */
 let behind = Infinity;
@@ -73,6 +73,7 @@ const feed = new Feed({
     facts.incidents = [];
     takeIncidents(incidents);
     takeTotals(totals);
+    if (!view.chosen) chooseSpan();
     history.seed(frames.filter((frame) => frame.event_type === "metrics"));
     events.reset(frames);
     say(byId("version"), health.version);
@@ -113,6 +114,18 @@ const feed = new Feed({
   },
 });
 
+/** Show as much of the past as what still lasts needs. */
+function chooseSpan() {
+  const oldest = Math.min(now(), ...facts.incidents.filter((each) => each.resolved === null).map((each) => each.time));
+  const spans = Object.values(timeline.SPANS);
+  showSpan(spans.find((span) => (now() - oldest) / 1000 < span * 0.9) ?? spans.at(-1));
+}
+
+function showSpan(span) {
+  view.span = span;
+  for (const chip of byId("spans").children) chip.setAttribute("aria-pressed", String(chip.value === String(span)));
+}
+
 async function askForToken() {
   if (await dialogs.token(token.get() ? "The proxy does not accept that token." : "")) feed.now();
 }
@@ -132,7 +145,7 @@ function render() {
 }
 
 function renderPlots() {
-  if (facts.known) plots.update(history.points, facts.providers, timeline.bands(facts.incidents, now()), now());
+  if (facts.known) plots.update(history.points, facts.providers, timeline.bands(facts, now()), now());
 }
 
 function renderTruth(moment) {
@@ -161,8 +174,8 @@ function renderNumbers() {
   const { totals } = facts;
   const last = link.live ? history.points.at(-1) : null;
   number("calls", last ? amount(last.calls) : "–", `${amount(totals.total_requests)} since the start`);
-  number("saved", amount(facts.saved), "answered with a fallback's help");
-  number("lost", amount(totals.total_failures), totals.total_shed ? `and ${amount(totals.total_shed)} refused: too busy` : "no whole answer");
+  number("saved", amount(facts.saved), "thanks to a fallback");
+  number("lost", amount(totals.total_failures), totals.total_shed ? `and ${amount(totals.total_shed)} refused: too busy` : "got no whole answer");
   number("flight", amount(totals.in_flight), `${amount(totals.open_streams)} of them streams`);
   number("tokens", last ? amount(last.tokens) : "–", `${amount(totals.tokens.total)} since the start`);
   number("own", last && last.own !== null ? duration(last.own) : "–", "the proxy's own time, mean");
@@ -231,9 +244,10 @@ function toast(text, bad = false) {
 byId("retry").addEventListener("click", () => (link.refusal?.status === 401 ? askForToken() : feed.now()));
 byId("forget").addEventListener("click", () => { token.forget(); location.reload(); });
 byId("theme").addEventListener("click", () => {
-  const isDark = getComputedStyle(document.documentElement).colorScheme === "dark";
+  const { dataset } = document.documentElement;
+  const isDark = dataset.theme === "system" ? matchMedia("(prefers-color-scheme: dark)").matches : dataset.theme === "dark";
   const theme = isDark ? "light" : "dark";
-  document.documentElement.dataset.theme = theme;
+  dataset.theme = theme;
   localStorage.setItem("sentinel-theme", theme);
 });
 byId("older").addEventListener("click", async () => {
@@ -244,11 +258,12 @@ byId("older").addEventListener("click", async () => {
   render();
 });
 byId("spans").append(...Object.entries(timeline.SPANS).map(([label, span]) =>
-  h("button", { type: "button", class: "chip", "aria-pressed": String(span === view.span), onclick: (event) => {
-    view.span = span;
-    for (const chip of byId("spans").children) chip.setAttribute("aria-pressed", String(chip === event.currentTarget));
+  h("button", { type: "button", class: "chip", value: span, onclick: () => {
+    view.chosen = true;
+    showSpan(span);
     render();
   } }, label)));
+showSpan(view.span);
 byId("timeline-key").append(timeline.key());
 
 setInterval(render, 500);

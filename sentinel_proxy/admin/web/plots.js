@@ -8,8 +8,11 @@ import { amount, clock, coarse } from "./words.js";
 
 export const WINDOW_SECONDS = 600;
 
+/** Shown at first: a page that was just opened knows little, and little in a wide frame is nothing. */
+const LEAST_WINDOW_SECONDS = 60;
+
 const HEIGHT = 132;
-const PAD = { top: 8, right: 2, bottom: 18, left: 34 };
+const PAD = { top: 8, right: 2, bottom: 18, left: 44 };
 
 /** Two points further apart than this are not joined: nobody looked in between. */
 const GAP_MS = 45_000;
@@ -66,7 +69,7 @@ class Plot {
     this._layers = [];
     this._value = h("strong");
     this._legend = h("ul", { class: "legend" });
-    this._svg = s("svg", { role: "img", tabindex: "0", height: HEIGHT,
+    this._svg = s("svg", { role: "img", tabindex: "0", height: HEIGHT, "aria-label": `${settings.title}: nothing is known yet`,
       onpointermove: (event) => this._point(event.offsetX), onpointerleave: () => onRead(null),
       onkeydown: (event) => this._key(event), onblur: () => onRead(null) });
     this.element = h("figure", { class: "plot" },
@@ -78,6 +81,8 @@ class Plot {
     this._bands = bands;
     this._now = now;
     this._points = points.filter((point) => now - point.time < WINDOW_SECONDS * 1000);
+    const known = (now - (points[0]?.time ?? now)) / 1000;
+    this._window = Math.min(WINDOW_SECONDS, Math.max(LEAST_WINDOW_SECONDS, known));
     this._layers = this._settings.layers(providers)
       .filter(({ kind, value }) => kind !== "earlier" || this._points.some((point) => value(point) > 0));
     this.draw();
@@ -94,7 +99,7 @@ class Plot {
     if (!width || !this._now) return;
     this._width = width;
     const top = nice(Math.max(this._settings.least, ...this._points.map((point) => this._height(point))));
-    const x = (time) => width - PAD.right - ((this._now - time) / 1000 / WINDOW_SECONDS) * (width - PAD.left - PAD.right);
+    const x = (time) => width - PAD.right - ((this._now - time) / 1000 / this._window) * (width - PAD.left - PAD.right);
     const y = (value) => HEIGHT - PAD.bottom - (value / top) * (HEIGHT - PAD.top - PAD.bottom);
     this._svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this._svg.replaceChildren(
@@ -120,8 +125,9 @@ class Plot {
       s("line", { class: value ? "grid" : "axis", x1: PAD.left, x2: width - PAD.right, y1: y(value), y2: y(value) }),
       s("text", { class: "tick", x: PAD.left - 5, y: y(value) + 3.5, "text-anchor": "end" }, this._settings.write(value)),
     ]);
-    const minutes = [8, 6, 4, 2].map((ago) => this._now - ago * 60_000);
-    const times = minutes.map((time) => s("text", { class: "tick", x: x(time), y: HEIGHT - 4, "text-anchor": "middle" }, clock(time)));
+    const step = this._window > 360 ? 120 : this._window > 150 ? 60 : this._window > 75 ? 30 : 15;
+    const agos = [1, 2, 3, 4, 5].map((each) => each * step).filter((ago) => x(this._now - ago * 1000) > PAD.left + 12);
+    const times = agos.map((ago) => s("text", { class: "tick", x: x(this._now - ago * 1000), y: HEIGHT - 4, "text-anchor": "middle" }, ago % 60 ? `−${ago} s` : `−${ago / 60} min`));
     return [...lines, ...times, s("text", { class: "tick", x: width - PAD.right, y: HEIGHT - 4, "text-anchor": "end" }, "now")];
   }
 
@@ -196,12 +202,12 @@ class Plot {
         s("rect", { class: `area ${kind}`, width: 12, height: 12 }), s("rect", { class: `pattern ${kind}`, width: 12, height: 12 })),
       `${label} `, h("b", {}, now === null ? "–" : write(now)))));
     const spoken = values.map(({ label, now }) => `${label} ${now === null ? "unknown" : write(now)}`).join(", ");
-    this._svg.setAttribute("aria-label", `${title} ${unit}${when || ", now"}: ${spoken}. The last ${coarse(WINDOW_SECONDS)}; arrow keys read off a moment.`);
+    this._svg.setAttribute("aria-label", `${title} ${unit}${when || ", now"}: ${spoken}. The last ${coarse(this._window)}; arrow keys read off a moment.`);
   }
 
   _point(offset) {
     const share = (this._width - PAD.right - offset) / (this._width - PAD.left - PAD.right);
-    this._onRead(this._now - share * WINDOW_SECONDS * 1000);
+    this._onRead(this._now - share * this._window * 1000);
   }
 
   _key(event) {

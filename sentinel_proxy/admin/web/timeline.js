@@ -16,13 +16,31 @@ const MARKS = {
   stream_truncated: { kind: "cut", d: "M-5 -5 5 5M5 -5-5 5" },
 };
 const ALARM = { kind: "alarm", d: "M-1.8 -6h3.6L1 1.6h-2ZM-1.6 3.4h3.2v2.6h-3.2Z" };
+const ABSENCES = new Set(["outage_detected", "breaker_isolated"]);
 const OF_CALLERS = new Set(["no_provider_answered", "stream_truncated"]);
 
-/** Every outage and isolation as `{from, to, kind}`: the same bands lie behind the plots. */
-export function bands(incidents, now) {
-  return incidents
-    .filter((each) => ["outage_detected", "breaker_isolated"].includes(each.type))
-    .map((each) => ({ from: each.time, to: each.resolved ?? now, kind: BARS[each.type] }));
+/**
+ * Say when *incident* ended, or to when it has lasted. An outage goes on until a breaker closes, but it
+ * is over for callers once the breaker is half-open: whoever comes next is let through.
+ */
+function endOf(incident, facts, now) {
+  if (incident.resolved !== null) return incident.resolved;
+  if (incident.details.state !== "half_open") return now;
+  return facts.providers.find((each) => each.name === incident.provider)?.breaker.since ?? now;
+}
+
+/** Every time without a provider as `{from, to, kind}`, once however many breakers told it. */
+export function bands(facts, now) {
+  const found = [];
+  for (const incident of [...facts.incidents].reverse()) {
+    if (!ABSENCES.has(incident.type)) continue;
+    const { provider } = incident;
+    const band = { provider, from: incident.time, to: endOf(incident, facts, now), kind: BARS[incident.type] };
+    const last = found.findLast((each) => each.provider === provider && each.kind === band.kind);
+    if (last && band.from <= last.to) last.to = Math.max(last.to, band.to);
+    else found.push(band);
+  }
+  return found;
 }
 
 /**
@@ -79,15 +97,17 @@ function lane(view, name, row) {
 
 const belongs = (incident, name) => (name === null ? OF_CALLERS.has(incident.type) : incident.provider === name && !OF_CALLERS.has(incident.type));
 
-function bar({ now, left, right, x }, incident, middle) {
+function bar({ facts, now, left, right, x }, incident, middle) {
   const thin = incident.type === "failover_triggered";
+  const end = endOf(incident, facts, now);
   const from = Math.max(left, x(incident.time));
-  const wide = Math.max(3, Math.min(right, x(incident.resolved ?? now)) - from);
-  const lasted = coarse(((incident.resolved ?? now) - incident.time) / 1000);
+  const wide = Math.max(3, Math.min(right, x(end)) - from);
+  const lasted = coarse((end - incident.time) / 1000);
   const [top, tall] = thin ? [middle + BAR / 2 + 1, 3] : [middle - BAR / 2, BAR];
   const box = { x: from, y: top, width: wide, height: tall, rx: 2 };
-  return s("g", { class: `bar ${BARS[incident.type]}${incident.resolved === null ? " ongoing" : ""}` },
+  return s("g", { class: `bar ${BARS[incident.type]}${end === now ? " ongoing" : ""}` },
     s("title", {}, `${clock(incident.time, true)}, ${lasted}: ${incident.message}`),
+    incident.resolved === null ? s("line", { class: "trial", x1: from + wide, x2: right, y1: middle, y2: middle }) : null,
     s("rect", { class: "fill", ...box }), s("rect", { class: "weave", ...box }),
     !thin && wide > 58 ? s("text", { class: "inside", x: from + 6, y: middle + 4 }, lasted) : null);
 }

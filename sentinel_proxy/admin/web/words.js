@@ -97,14 +97,19 @@ export function subject(provider) {
 export function verdict(facts, now) {
   const away = facts.providers.filter((each) => ["open", "isolated"].includes(each.breaker.state));
   const shut = facts.providers.filter((each) => each.status === "down");
-  if (!facts.providers.length) return said("watch", ["no provider is configured"], "no providers");
+  if (!facts.providers.length) return said("watch", ["No provider is configured"], "no providers");
   if (shut.length === facts.providers.length) return allDown(facts, now);
   if (away.length) return someAway(facts, away, now);
   if (facts.losing > 0) return losing(facts);
-  const tried = facts.providers.filter((each) => each.breaker.state === "half_open");
-  if (tried.length) return onTrial(facts, tried[0]);
+  const tried = facts.providers.find((each) => each.breaker.state === "half_open" && !spared(facts, each));
+  if (tried) return onTrial(facts, tried);
   return upright(facts, now);
 }
+
+/** A fallback that waits for a call to prove itself, while those before it take them all, is no news. */
+const spared = (facts, provider) =>
+  provider.breaker.state === "half_open" &&
+  facts.providers.some((each) => each.position < provider.position && each.status === "healthy");
 
 function allDown(facts, now) {
   const outages = facts.providers.map((each) => outageOf(facts, each)).filter(Boolean);
@@ -115,7 +120,7 @@ function allDown(facts, now) {
   return said(
     "down",
     [
-      `no provider answers${began ? ` since ${since(began, now)}` : ""}: ${listed(reasons)}`,
+      `No provider answers${began ? ` since ${since(began, now)}` : ""}: ${listed(reasons)}`,
       lost ? [`${counted(lost, "call")} lost`] : "",
       next ? [`next trial, of ${next.name}, ${due(next, now)}`] : "",
     ],
@@ -145,7 +150,7 @@ function someAway(facts, away, now) {
 }
 
 function losing(facts) {
-  return said("down", ["calls are being lost", serving(facts), "every breaker is closed"], "calls are lost");
+  return said("down", ["Calls are being lost", serving(facts), "every breaker is closed"], "calls are lost");
 }
 
 function onTrial(facts, provider) {
@@ -157,19 +162,35 @@ function onTrial(facts, provider) {
 }
 
 function upright(facts, now) {
-  const uneasy = facts.providers.find((each) => each.status !== "healthy");
+  const uneasy = facts.providers.find((each) => each.status !== "healthy" && !spared(facts, each));
   if (uneasy) {
     return said("watch", [`${uneasy.name} is not quite well: ${complaint(uneasy)}`, serving(facts)], `${uneasy.name} is uneasy`);
   }
-  const back = facts.incidents.find((each) => each.type === "provider_recovered");
-  if (back && now - back.time < 600_000) {
-    const { rescued_calls: rescued = 0, lost_calls: lost = 0, outage_seconds: seconds = 0 } = back.details;
-    const fate = rescued || lost ? `${counted(rescued, "call")} rescued, ${lost ? amount(lost) : "none"} lost` : "no call was hurt";
-    return said("well", [`${back.provider} is back since ${since(back.time, now)}, after ${coarse(seconds)}`, fate, serving(facts)], "all is well again");
-  }
-  return said("well", ["all is well", serving(facts), history(facts)], "all is well");
+  return recovered(facts, now) ?? said("well", ["All is well", serving(facts), history(facts)], "all is well");
 }
 
+/** Tell of the outage that ended within the last ten minutes; of several, the one that touched most calls. */
+function recovered(facts, now) {
+  const back = facts.incidents.filter((each) => each.type === "provider_recovered" && now - each.time < 600_000);
+  const [told] = [...new Set(back.map((each) => each.provider))]
+    .map((name) => outcome(name, back.filter((each) => each.provider === name)))
+    .sort((one, two) => two.affected - one.affected);
+  if (!told) return null;
+  const { rescued, lost } = told;
+  const fate = rescued || lost ? `${counted(rescued, "call")} rescued, ${lost ? amount(lost) : "none"} lost` : "no call was hurt";
+  return said("well", [`${told.name} is back since ${since(told.time, now)}, after ${coarse(told.seconds)}`, fate, serving(facts)], "all is well again");
+}
+
+/** Add up what ended together: a provider and its models have breakers of their own. */
+function outcome(name, incidents) {
+  const last = incidents[0].time;
+  const together = incidents.filter((each) => last - each.time < 60_000);
+  const total = (field) => together.reduce((sum, each) => sum + (each.details[field] ?? 0), 0);
+  return {
+    name, time: last, seconds: Math.max(...together.map((each) => each.details.outage_seconds ?? 0)),
+    affected: total("affected_calls"), rescued: total("rescued_calls"), lost: total("lost_calls"),
+  };
+}
 function history(facts) {
   const totals = facts.totals;
   if (!totals?.total_requests) return "";
@@ -223,8 +244,7 @@ const sum = (facts, provider, field) =>
 function said(level, parts, title) {
   const full = parts.flat().filter(Boolean);
   const steady = parts.filter((each) => each && !Array.isArray(each));
-  const sentence = (words) => `${words[0][0].toUpperCase()}${words.join("; ").slice(1)}.`;
-  return { level, text: sentence(full), calm: sentence(steady), title };
+  return { level, text: `${full.join("; ")}.`, calm: `${steady.join("; ")}.`, title };
 }
 
 /** Say what a frame of the live feed tells, in one line. */
