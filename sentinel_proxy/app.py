@@ -45,7 +45,7 @@ from sentinel_proxy.middleware.auth import AuthMiddleware
 from sentinel_proxy.middleware.limits import InFlightMiddleware, RateLimitMiddleware
 from sentinel_proxy.middleware.mistakes import MistakeMiddleware
 from sentinel_proxy.middleware.security_headers import SecurityHeadersMiddleware
-from sentinel_proxy.middleware.trace import TraceMiddleware
+from sentinel_proxy.middleware.trace import Samples, TraceMiddleware
 from sentinel_proxy.model import Feed, Load, StateHealth
 from sentinel_proxy.passthrough import Passthrough
 from sentinel_proxy.providers.base import Provider
@@ -76,6 +76,7 @@ class Proxy:
         bus: Where facts go; subscribe before the application starts.
         transport: Makes the transport of a provider; by default what its configuration names.
         pace: Of the live feed.
+        samples: Given where traces are exported; decides which are kept.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Proxy:
         uniform: Callable[[float, float], float] = random.uniform,
         transport: Callable[[Provider, Wheel], Transport] | None = None,
         pace: Pace = NORMAL_PACE,
+        samples: Samples | None = None,
     ) -> None:
         self.config = config
         self.bus = bus if bus is not None else Bus()
@@ -99,6 +101,7 @@ class Proxy:
         self.registry = registry if registry is not None else default_registry(config)
         self._uniform = uniform
         self._pace = pace
+        self._samples = samples
         self._transport = transport if transport is not None else default_transport
         self._lines: set[Line] = set()
         self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
@@ -283,7 +286,7 @@ class Proxy:
             sha256(client.key.get_secret_value().encode()).digest(): client.name for client in config.clients
         }
         return [
-            Middleware(TraceMiddleware, clock=self.clock),
+            Middleware(TraceMiddleware, clock=self.clock, samples=self._samples),
             Middleware(MistakeMiddleware, emit=self.bus.emit),
             Middleware(InFlightMiddleware, max_in_flight=config.server.max_in_flight, load=self.load),
             Middleware(AuthMiddleware, clients=keys),

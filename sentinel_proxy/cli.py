@@ -99,16 +99,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.config, os.environ, flags)
 
     from sentinel_proxy.app import Proxy
+    from sentinel_proxy.clock import SystemClock
     from sentinel_proxy.events import Bus, Noticed
     from sentinel_proxy.log import Log
     from sentinel_proxy.server import listen, serve
+    from sentinel_proxy.tracing import tracing_by
 
     server = loaded.config.server
     listener = listen(server.host, server.port)
     bus = Bus()
     log = Log(loaded.config.log)
     log.listen(bus)
-    proxy = Proxy(loaded.config, bus=bus)
+    tracing = tracing_by(os.environ, bus, SystemClock())
+    proxy = Proxy(loaded.config, bus=bus, samples=tracing.samples if tracing is not None else None)
     for note in loaded.notes:
         bus.emit(Noticed("info", note, {}))
     host, port = listener.getsockname()[:2]
@@ -131,6 +134,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         serve(proxy, listener, started, reload)
     finally:
+        if tracing is not None:
+            tracing.close()
         log.sink.close()
     return 0
 

@@ -41,7 +41,13 @@ class StreamedThrough:
 
             def request_for(provider: OpenAIProvider) -> UpstreamRequest:
                 return provider.passthrough(
-                    scope["method"], path, call.query, call.headers, upload.body(), upload.length
+                    scope["method"],
+                    path,
+                    call.query,
+                    call.headers,
+                    upload.body(),
+                    upload.length,
+                    traceparent=call.traceparent,
                 )
 
             reply = await self._passthrough.open(call, request_for)

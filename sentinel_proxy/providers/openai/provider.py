@@ -144,6 +144,8 @@ class OpenAIProvider(Provider):
         headers: Headers,
         body: bytes | AsyncIterator[bytes],
         body_length: int | None,
+        *,
+        traceparent: bytes | None = None,
     ) -> UpstreamRequest:
         """
         Return what to send for any other path of the API; the body is not looked at.
@@ -151,6 +153,7 @@ class OpenAIProvider(Provider):
         Args:
             path_below_v1: What follows `/v1`, as it came or decoded.
             body_length: Bytes of a streamed body, if known.
+            traceparent: Of our span; takes the place of the caller's.
 
         Raises:
             CallerError: The path climbs out of the API.
@@ -158,7 +161,7 @@ class OpenAIProvider(Provider):
         target = self._path + _below(path_below_v1)
         if query:
             target = f"{target}?{query.decode('latin-1')}"
-        return UpstreamRequest(method, target, self._headers(headers), body, body_length)
+        return UpstreamRequest(method, target, self._headers(headers, traceparent), body, body_length)
 
     def _headers(self, headers: Headers, traceparent: bytes | None = None) -> list[Header]:
         own = forwarded(headers, with_account=self.passes_caller_key, traceparent=traceparent)
