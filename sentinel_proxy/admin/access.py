@@ -26,10 +26,10 @@ SUBPROTOCOL: Final = "sentinel"
 BEARER_SUBPROTOCOL: Final = "bearer."
 """Browsers cannot send headers with a WebSocket, but they can offer subprotocols: `bearer.TOKEN`."""
 
-PAGES: Final = frozenset(("/dashboard",))
+PAGE: Final = "/dashboard"
 """
-Served without the token, which a browser cannot send when it opens a page. They hold no data, and
-ask for the token to get some.
+Served without the token, and so are its parts below it: a browser cannot send one when it opens a
+page. It holds no data, and asks for the token to get some.
 """
 
 _SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -61,7 +61,7 @@ class Access:
             return answer(403, message, code="foreign_origin", retry=False)
         if self._digest is None:
             return self._not_here(scope)
-        if scope["path"] in PAGES:
+        if scope["path"] == PAGE or scope["path"].startswith(f"{PAGE}/"):
             return None
         return self._without_token(scope, self._digest)
 
@@ -139,9 +139,9 @@ def _is_foreign(scope: Scope) -> bool:
     origin = header(scope["headers"], b"origin")
     if origin is None:
         return False
-    there = urlsplit(origin.decode("latin-1"))
-    here = urlsplit(f"//{(header(scope['headers'], b'host') or b'').decode('latin-1')}")
+    host = header(scope["headers"], b"host") or b""
     try:
+        there, here = urlsplit(origin.decode("latin-1")), urlsplit(f"//{host.decode('latin-1')}")
         port = _DEFAULT_PORTS.get(there.scheme)
         ours = (here.hostname, here.port or port)
         return there.hostname is None or (there.hostname, there.port or port) != ours

@@ -250,6 +250,24 @@ def _for_operators() -> dict[str, Any]:
                 errors=_OF_OPERATORS[1:],
             )
         },
+        "/dashboard": {
+            "get": _operation(
+                "operators",
+                "the proxy, live, as a page",
+                description="Served without the token, for it holds no data; it asks its reader for one.",
+                answers={"text/html": text()},
+                errors=(403,),
+            )
+        },
+        "/dashboard/{file}": {
+            "get": _operation(
+                "operators",
+                "a part of that page: a script, its style, its icon",
+                parameters=[_in_path("file", "as the page names it")],
+                answers={media: text() for media in ("text/css", "text/javascript", "image/svg+xml")},
+                errors=(403, 404),
+            )
+        },
         "/ws/system-events": {"get": _websocket()},
     }
 
