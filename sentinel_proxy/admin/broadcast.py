@@ -26,8 +26,8 @@ EVENT_TYPES: Final = ("provider_status", "incident", "metrics", "heartbeat", "sy
 LEAST_FRAMES: Final = 256
 """How far a subscriber may fall behind where `state.events` is smaller than that."""
 
-WOKEN_AT_ONCE: Final = 25
-"""Subscribers that are served in one round of the event loop: about a millisecond's worth."""
+WOKEN_AT_ONCE: Final = 10
+"""Subscribers that are served in one round of the event loop: half a millisecond's worth of work."""
 
 
 @dataclass(frozen=True, slots=True)

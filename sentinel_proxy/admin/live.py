@@ -17,8 +17,8 @@ from sentinel_proxy.admin.queries import Query
 from sentinel_proxy.api.errors import of_caller, of_shutdown
 from sentinel_proxy.errors import CallerError
 
-CLOSE_SECONDS: Final = 1.0
-"""For the close frame of a client that has not read: it is behind everything that it has not read."""
+CLOSE_SECONDS: Final = 5.0
+"""For a close frame to be sent: where a client has not read, it comes behind all that it has not read."""
 
 ONLY_TALKS: Final = Farewell(1003, "this feed only talks")
 GONE: Final = Farewell(1005, "")

@@ -41,7 +41,7 @@ class Query:
         for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
             if name not in known:
                 raise _mistake(
-                    name, f"there is no parameter {name!r}{_nearest(name, known)}", "unknown_parameter"
+                    name, f"there is no parameter {name[:50]!r}{_nearest(name, known)}", "unknown_parameter"
                 )
             if name in self._values:
                 raise _mistake(name, f"{name} is there twice")
@@ -87,7 +87,7 @@ class Query:
         if unknown := next((type for type in types if type not in EVENT_TYPES), None):
             known = ", ".join(EVENT_TYPES)
             raise _mistake(
-                name, f"there is no type {unknown!r}; there are {known}{_nearest(unknown, EVENT_TYPES)}"
+                name, f"there is no type {unknown[:50]!r}; there are {known}{_nearest(unknown, EVENT_TYPES)}"
             )
         return frozenset(types)
 
