@@ -6,6 +6,7 @@ installed there once, by npm; where there is no npm or no registry these tests a
 """
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
@@ -32,12 +33,14 @@ def packages() -> None:
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("there is no Node.js on this machine")
-    if all((NODE / "node_modules" / name / "package.json").exists() for name in MAJORS):
-        return
-    command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    if done.returncode != 0:
-        pytest.skip(f"npm could not install the Node SDK: {done.stderr.strip()[-200:]}")
+    with (NODE / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes, and one of them is enough
+        if all((NODE / "node_modules" / name / "package.json").exists() for name in MAJORS):
+            return
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=NODE, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+        if done.returncode != 0:
+            pytest.skip(f"npm could not install the Node SDK: {done.stderr.strip()[-200:]}")
 
 
 async def heard_by(package: str, harness: Harness, users: list[str]) -> dict[str, Any]:
