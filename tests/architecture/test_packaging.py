@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -48,12 +48,13 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def libraries(folder: Path) -> set[str]:
-    """Return the outside libraries that the modules below *folder* import, by what installs them."""
+def undeclared(paths: Iterable[Path], *declared: str) -> set[str]:
+    """Return the outside libraries that *paths* import and none of the *declared* requirements installs."""
     own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"sentinel_proxy", "sentinel_gemini"}
-    installers = packages_distributions()
-    names = {name for path in folder.rglob("*.py") for name in imports(path)} - own - sys.stdlib_module_names
-    return {canonical(installers[name][0]) for name in names}
+    installers = packages_distributions()  # one name may have several: `opentelemetry` is a namespace
+    names = {name for path in paths for name in imports(path)} - own - sys.stdlib_module_names
+    known = set(map(distribution, declared))
+    return {name for name in names if known.isdisjoint(map(canonical, installers[name]))}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -65,13 +66,33 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def test_whatever_the_package_imports_is_a_dependency() -> None:
-    assert libraries(PACKAGE) - set(map(distribution, PROJECT["dependencies"])) == set()
+    always = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "tracing"]
+
+    assert undeclared(always, *PROJECT["dependencies"]) == set()
+
+
+def test_whatever_tracing_imports_is_in_its_extra() -> None:
+    tracing = [*(PACKAGE / "tracing").glob("*.py")]
+
+    assert tracing
+    assert undeclared(tracing, *PROJECT["optional-dependencies"]["otel"]) == set()
+
+
+def test_what_an_extra_brings_is_not_needed_without_it() -> None:
+    """Nothing of it is imported before it is asked for."""
+    blocked = (
+        "import sys; sys.modules['opentelemetry'] = None; import sentinel_proxy.app, sentinel_proxy.tracing"
+    )
+
+    subprocess.run([sys.executable, "-c", blocked], check=True, timeout=60)
 
 
 def test_whatever_the_tests_import_is_in_the_test_extra() -> None:
-    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    extras = PROJECT["optional-dependencies"]
+    declared = [*PROJECT["dependencies"], *extras["test"], *extras["otel"]]
 
-    assert libraries(ROOT / "tests") - set(map(distribution, declared)) == set()
+    assert f"{PROJECT['name']}[otel]" in extras["test"]
+    assert undeclared((ROOT / "tests").rglob("*.py"), *declared) == set()
 
 
 def test_the_oldest_python_is_the_one_that_is_linted_and_announced() -> None:
