@@ -415,6 +415,29 @@ async def test_if_it_reads_after_all_it_learns_why(impatient: Harness) -> None:
     assert len(received) < 60 * 100_000
 
 
+async def test_if_it_never_does_it_is_not_kept(
+    openai: SimulatedOpenAI, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer with a closed window is alive for TCP, and would be for ever."""
+    monkeypatch.setattr("sentinel_proxy.admin.live.CLOSE_SECONDS", 0.02)
+    monkeypatch.setattr("sentinel_proxy.server.FAREWELL_SECONDS", 0.02)
+    proxy = Proxy(simulated_chain(openai, ollama), pace=Pace(stall_seconds=0.02))
+    server = Server(proxy)
+    listener = listen("127.0.0.1", 0)
+    serving = asyncio.create_task(server._serve(sockets=[listener]))
+    await eventually(lambda: server.started)
+    client = await stuck(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+    for number in range(60):
+        proxy.bus.emit(Noticed("info", "counted", {"number": number, "text": "x" * 100_000}))
+        await asyncio.sleep(0.002)
+
+    await eventually(lambda: not server.server_state.connections)
+    client.close()
+    server.stop()
+    await serving
+
+
 # Many.
 
 
