@@ -100,7 +100,8 @@ class TestTraceparent:
         span, _ = await proxy.trace()
         assert sent_on(primary.requests[0]) == ["00", TRACE_ID, ids(span)[1], "01"]
         assert ids(span)[0] == TRACE_ID
-        assert f"{span.parent.span_id:016x}" == CALLERS_SPAN if span.parent is not None else False
+        assert span.parent is not None
+        assert f"{span.parent.span_id:016x}" == CALLERS_SPAN
 
     async def test_without_a_trace_of_the_callers_ours_goes_upstream(
         self, start: Start, primary: FaultyUpstream
@@ -145,6 +146,20 @@ class TestTraceparent:
         await eventually(proxy.harness.finished)
         assert sent_on(primary.requests[0])[3] == "00"
         assert proxy.spans() == 0
+
+    async def test_what_is_streamed_through_continues_a_callers_trace_without_tracing_too(
+        self, start: Start, primary: FaultyUpstream
+    ) -> None:
+        primary.always(json_answer(200, {"data": []}))
+        harness = await start(chain(primary))
+
+        await harness.client.get("/v1/files", headers=CALLERS_OWN)
+        await harness.client.get("/v1/files")
+
+        version, trace_id, span_id, flags = sent_on(primary.requests[0])
+        assert (version, trace_id, flags) == ("00", TRACE_ID, "01")
+        assert span_id != CALLERS_SPAN
+        assert primary.requests[1].header("traceparent") is None
 
     async def test_a_new_configuration_traces_on(self, start: Start, primary: FaultyUpstream) -> None:
         primary.always(openai_completion("served"))
