@@ -105,6 +105,12 @@ def _wanted_number(value: Any, kind: str) -> str:
     return f"must be {kind}, not {what(value)}"
 
 
+def _wanted_switch(value: Any) -> str:
+    if value in ("true", "false"):
+        return f"must be true or false: write {value} without the quotes"
+    return f"must be true or false, not {what(value)}"
+
+
 def _one_of(value: Any, context: Mapping[str, Any]) -> str:
     known = re.findall(r"'([^']*)'", context["expected"])
     like = get_close_matches(value, known, n=1) if isinstance(value, str) else []
@@ -129,6 +135,7 @@ Words = Callable[[Any, Mapping[str, Any], Path], str]
 PROBLEMS: dict[str, Words] = {
     "int_type": lambda value, _, path: _wanted_number(value, "a whole number"),
     "float_type": lambda value, _, path: _wanted_number(value, "a number"),
+    "bool_type": lambda value, _, path: _wanted_switch(value),
     "finite_number": lambda value, _, path: "must be a finite number",
     "greater_than": lambda value, context, path: f"must be more than {context['gt']:g}, not {what(value)}",
     "greater_than_equal": lambda value, context, path: (

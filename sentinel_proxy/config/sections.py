@@ -117,6 +117,14 @@ class RescueConfig(Section):
     mode: Literal["continue", "error"] = "continue"
 
 
+class HedgeConfig(Section):
+    """[hedge]"""
+
+    enabled: bool = False
+    delay: Seconds = 0
+    budget: Share = 0.05
+
+
 class HealthConfig(Section):
     """[health]"""
 
@@ -171,6 +179,7 @@ class Config(Section):
     retry: RetryConfig = RetryConfig()
     breaker: BreakerConfig = BreakerConfig()
     rescue: RescueConfig = RescueConfig()
+    hedge: HedgeConfig = HedgeConfig()
     health: HealthConfig = HealthConfig()
     rate_limit: RateLimitConfig = RateLimitConfig()
     state: StateConfig = StateConfig()

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from sentinel_proxy.app import default_registry
-from sentinel_proxy.config import Config, ProviderConfig, RateLimitConfig, StateConfig
+from sentinel_proxy.config import Config, HedgeConfig, ProviderConfig, RateLimitConfig, StateConfig
 from sentinel_proxy.drill.dialects import OLLAMA, OPENAI, Dialect
 from sentinel_proxy.errors import ConfigError
 from sentinel_proxy.providers.base import Provider
@@ -101,6 +101,7 @@ def drilled(config: Config) -> Config:
     changes: dict[str, Any] = {
         "providers": (),
         "clients": (),
+        "hedge": HedgeConfig(),  # off: which provider a slow one is raced with is chance, not policy
         "rate_limit": RateLimitConfig(requests=0),
         "state": StateConfig(),
         "server": config.server.model_copy(update={"workers": 1, "drain_seconds": 1}),
