@@ -39,6 +39,7 @@ from sentinel_proxy.errors import CallerError
 from sentinel_proxy.events import Bus, Noticed
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.health import Monitor
+from sentinel_proxy.hedging import Hedging
 from sentinel_proxy.incidents import Incidents
 from sentinel_proxy.metrics import Live, Metrics
 from sentinel_proxy.middleware.auth import AuthMiddleware
@@ -108,6 +109,7 @@ class Proxy:
         self._retired: list[Upstream] = []
         self._closing: set[asyncio.Task[None]] = set()
         self.upstreams = [self._upstream(provider) for provider in self.registry]
+        self.hedging = self._hedging()
         self.failover = self._failover()
         self.health = self._monitor(uniform)
         self.metrics = self._metrics()
@@ -143,9 +145,11 @@ class Proxy:
         kept = {upstream.name: upstream for upstream in self.upstreams if self._unchanged(upstream, config)}
         if config.rate_limit != self.config.rate_limit:
             self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
+        same_hedging = (config.hedge, config.server) == (self.config.hedge, self.config.server)
         before, self.config, self.registry = self.upstreams, config, registry
         self.upstreams = [kept.get(provider.name) or self._upstream(provider) for provider in registry]
         self._retired += [upstream for upstream in before if upstream not in self.upstreams]
+        self.hedging = self.hedging if same_hedging else self._hedging()
         self.failover = self._failover()
         self.health.watch_over(self.upstreams, config.health, config.breaker.recovery_timeout)
         self.metrics.know(self.names())
@@ -190,7 +194,16 @@ class Proxy:
 
     def _failover(self) -> Failover:
         retry = RetryPolicy(self.config.retry, self.clock, self._uniform)
-        return Failover(self.upstreams, retry, self.clock, self.bus.emit)
+        return Failover(self.upstreams, retry, self.clock, self.bus.emit, self.hedging)
+
+    def _hedging(self) -> Hedging | None:
+        """Return None where nothing is hedged: then a call looks no further."""
+        config = self.config
+        if not config.hedge.enabled:
+            return None
+        return Hedging(
+            config.hedge, self.load, config.server.max_in_flight, self.wheel, self.clock, self.bus.emit
+        )
 
     def _monitor(self, uniform: Callable[[float, float], float]) -> Monitor:
         config = self.config

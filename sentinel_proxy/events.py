@@ -47,6 +47,17 @@ class CallFailedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class CallHedged:
+    """A stream was slow to begin, so another provider was asked as well; it is settled who answers."""
+
+    trace_id: str
+    source: str  # who was slow
+    target: str
+    winner: str  # one of the two; "" if neither answered
+    after_seconds: float  # of silence
+
+
+@dataclass(frozen=True, slots=True)
 class StreamRescued:
     """A stream that broke after its first token was carried on elsewhere, or could not be."""
 
@@ -133,6 +144,7 @@ Event = (
     AttemptFailed
     | CallRetried
     | CallFailedOver
+    | CallHedged
     | StreamRescued
     | BreakerChanged
     | CallFinished

@@ -11,12 +11,14 @@ failure is a silent failover, after it the `Reply` owns the connection and the p
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.eligibility import may_go_on, overflowed_tokens, unfit
 from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
 from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Emit
+from sentinel_proxy.hedging import Hedge, Hedging, Try
 from sentinel_proxy.model import Attempt, Call, UpstreamRequest
 from sentinel_proxy.providers.base import Decoder
 from sentinel_proxy.reply import Reply
@@ -45,13 +47,22 @@ class Failover:
         upstreams: In order of preference.
         retry: Decides about further tries at the same provider.
         emit: Told every fact; must not raise or block.
+        hedging: Asks a second one where the first is slow; None: nobody does.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream], retry: RetryPolicy, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        retry: RetryPolicy,
+        clock: Clock,
+        emit: Emit,
+        hedging: Hedging | None = None,
+    ) -> None:
         self.upstreams = tuple(upstreams)
         self._retry = retry
         self._clock = clock
         self._emit = emit
+        self._hedging = hedging
 
     def __repr__(self) -> str:
         return f"<Failover {' -> '.join(upstream.name for upstream in self.upstreams)}>"
@@ -74,6 +85,9 @@ class Failover:
         if chain[:1] != wanted[:1]:
             kind = FailureKind.MODEL_NOT_FOUND
             call.trail.append(Attempt(wanted[0].name, kind.value, kind, sent=False))
+        hedge: Hedge | None = None
+        if self._hedging is not None:
+            hedge = self._hedging.hedge(call, chain, partial(self._tries, call=call, wrap=wrap))
         failures: list[Failure] = []
         overflowed = 0
         for position, upstream in enumerate(chain):
@@ -82,7 +96,7 @@ class Failover:
             try:
                 if (reason := unfit(upstream.provider, call, wanted[0].provider, overflowed)) is not None:
                     raise self._passed_by(upstream, call, reason)
-                reply = await self._ask(upstream, call, wrap, others=chain[position + 1 :])
+                reply = await self._ask(upstream, call, wrap, others=chain[position + 1 :], hedge=hedge)
             except (UpstreamError, BreakerOpen) as failure:
                 failures.append(failure)
                 if not may_go_on(call, failure):
@@ -127,6 +141,7 @@ class Failover:
         wrap: Wrap | None,
         *,
         others: Sequence[Upstream] = (),
+        hedge: Hedge | None = None,
         early: bool = False,
     ) -> Reply:
         """
@@ -134,18 +149,15 @@ class Failover:
 
         Args:
             others: Who would be asked next: where nobody else is left, more is worth trying here.
+            hedge: Makes the first try, and may give another's reply; None: the call has none.
         """
         try:
-            request = upstream.provider.encode(call)
+            attempt = self._tries(upstream, call, wrap, early=early)
         except UpstreamError as refused:
             raise self._passed_by(upstream, call, refused) from None
-
-        async def attempt() -> Reply:
-            return await self._attempt(upstream, call, request, wrap, early=early)
-
         upstream.budget.note_call(self._clock.monotonic())
         try:
-            return await attempt()
+            return await (attempt() if hedge is None else hedge.first(upstream, attempt))
         except UpstreamError as failure:
             first = failure
         if not call.trail[-1].sent or self._rests(upstream, call):
@@ -162,6 +174,11 @@ class Failover:
             )
         except BreakerOpen:  # tripped by others during the pause: what we know better is why it failed us
             raise first from None
+
+    def _tries(self, upstream: Upstream, call: Call, wrap: Wrap | None, *, early: bool = False) -> Try:
+        """Encode *call* once; return what makes an attempt of it, as often as it is called."""
+        request = upstream.provider.encode(call)
+        return partial(self._attempt, upstream, call, request, wrap, early=early)
 
     def _rests(self, upstream: Upstream, call: Call) -> bool:
         model = upstream.provider.model_for(call.model)

@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from sentinel_proxy.config import LogConfig
-from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinished, Noticed
+from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinished, CallHedged, Noticed
 from sentinel_proxy.model import Call, Outcome
 
 FLUSH_SECONDS: Final = 0.1
@@ -120,6 +120,7 @@ class Log:
         """Subscribe to everything worth a line."""
         bus.subscribe(CallFinished, self._call_finished)
         bus.subscribe(AttemptFailed, self._attempt_failed)
+        bus.subscribe(CallHedged, self._call_hedged)
         bus.subscribe(BreakerChanged, self._breaker_changed)
         bus.subscribe(Noticed, self._noticed)
 
@@ -157,6 +158,17 @@ class Log:
             kind=event.kind.value,
             result=event.label,
             seconds=round(event.seconds, 4),
+        )
+
+    def _call_hedged(self, event: CallHedged) -> None:
+        self.line(
+            "info",
+            "call hedged",
+            trace_id=event.trace_id,
+            source=event.source,
+            target=event.target,
+            winner=event.winner or None,
+            after_seconds=round(event.after_seconds, 4),
         )
 
     def _breaker_changed(self, event: BreakerChanged) -> None:

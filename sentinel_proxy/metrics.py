@@ -31,7 +31,7 @@ from sentinel_proxy.events import (
     ProbeFinished,
     StreamRescued,
 )
-from sentinel_proxy.model import Endpoint, Feed, IncidentType, Load, Outcome, StateHealth
+from sentinel_proxy.model import HEDGED, Endpoint, Feed, IncidentType, Load, Outcome, StateHealth
 from sentinel_proxy.resilience.breaker import State
 
 NONE: Final = "none"
@@ -88,7 +88,7 @@ ATTEMPTS: Final = Series(
     "sentinel_attempts_total",
     "counter",
     ("provider", "result"),
-    "Attempts that were sent: answered, or the kind of failure.",
+    "Attempts that were sent: answered, given up for a quicker one, or the kind of failure.",
 )
 RETRIES: Final = Series(
     "sentinel_retries_total", "counter", ("provider",), "Further attempts of a call at the same provider."
@@ -206,6 +206,7 @@ REASONS: Final = frozenset(
         *map(str, range(520, 531)),  # of CDNs
         "open",
         "limited",
+        HEDGED,
         "timeout",
         "unknown",
     )
@@ -356,6 +357,8 @@ class Metrics:
             for attempt in call.trail:
                 if attempt.answered:
                     (self._answered.get(attempt.provider) or self.attempts.labels(OTHER, ANSWERED)).inc()
+                elif attempt.result == HEDGED:
+                    self.attempts.labels(self._provider(attempt.provider), HEDGED).inc()
             if call.stream and event.first_token_seconds is not None and series.first_token is not None:
                 series.first_token.observe(event.first_token_seconds)
         if event.usage is not None and series.prompt is not None and series.completion is not None:

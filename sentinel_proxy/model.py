@@ -8,7 +8,7 @@ may hold a name more than once (RFC 9110 §5.3); nothing here joins them.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from sentinel_proxy.clock import utc_text
 from sentinel_proxy.errors import FailureKind
@@ -57,6 +57,10 @@ class Controls:
 NO_CONTROLS = Controls()
 
 
+HEDGED: Final = "hedged"
+"""How the trail names an attempt that was given up because another provider was quicker."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try of one call at one provider, or the reason why it was passed by."""
@@ -72,7 +76,7 @@ class Attempt:
     @property
     def answered(self) -> bool:
         """Whether an answer began."""
-        return self.sent and self.kind is None
+        return self.sent and self.kind is None and self.result != HEDGED
 
 
 @dataclass(slots=True, repr=False)

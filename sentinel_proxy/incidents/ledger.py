@@ -28,7 +28,7 @@ from sentinel_proxy.events import (
     StreamRescued,
 )
 from sentinel_proxy.incidents.ring import Instant, Record, Ring
-from sentinel_proxy.model import Attempt, IncidentType, Outcome
+from sentinel_proxy.model import HEDGED, Attempt, IncidentType, Outcome
 from sentinel_proxy.resilience.breaker import TRIAL_SUCCEEDED, State
 
 QUIET_SECONDS: Final = 60.0
@@ -64,9 +64,14 @@ _REFUSALS: Final = {
 _DISPROVED_BY_AN_ANSWER: Final = frozenset((*_REFUSALS.values(), IncidentType.FALLBACK_MODEL_MISSING))
 
 _NO_TROUBLE: Final = frozenset(
-    (FailureKind.UNSUPPORTED.value, FailureKind.CONTEXT_OVERFLOW.value, FailureKind.MODEL_NOT_FOUND.value)
+    (
+        FailureKind.UNSUPPORTED.value,
+        FailureKind.CONTEXT_OVERFLOW.value,
+        FailureKind.MODEL_NOT_FOUND.value,
+        HEDGED,
+    )
 )
-"""Reasons to pass a provider by that are about the call: where it goes then is routing, no incident."""
+"""Reasons that are about the call, or about who was quicker: where it goes then is routing, no incident."""
 
 _KINDS: Final = frozenset(kind.value for kind in FailureKind)
 _GOOD: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED_OVER, Outcome.RESCUED))
@@ -365,6 +370,8 @@ def _hurt(trail: Sequence[Attempt], outcome: Outcome) -> Iterator[str]:
         if attempt.answered:
             if attempt is not held:
                 yield attempt.provider
+        elif attempt.result == HEDGED:
+            continue  # slow this time, which is no outage
         elif attempt.kind is None:
             yield attempt.provider  # passed by, for its breaker rests
         elif CONSEQUENCES[attempt.kind].vote is Vote.FAILURE:

@@ -21,6 +21,7 @@ LAYERS = [
     {"api"},
     {"rescue"},
     {"failover", "passthrough", "health"},
+    {"hedging"},
     {"reply"},
     {"eligibility", "upstream", "log", "incidents", "metrics", "tracing", "testing"},
     {"providers", "stores"},
