@@ -1,5 +1,7 @@
 """What spans are made of facts, and what the environment makes of tracing."""
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -402,8 +404,6 @@ class TestDelivery:
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Changes the process's environment, which has nothing of OpenTelemetry's but what a test sets."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     return monkeypatch
@@ -500,6 +500,16 @@ class TestEnvironment:
         assert tracing is None
         assert isinstance(said, Noticed)
         assert "the extra `otel`" in said.details["problem"]
+
+    def test_the_library_writes_no_log_of_its_own(
+        self, environ: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It would block whoever calls on standard error, and quote headers with keys in them."""
+        made_by(environ, OTEL_TRACES_EXPORTER="otlp")
+
+        logging.getLogger("opentelemetry.exporter").error("a secret header")
+
+        assert caplog.records == []
 
     @pytest.mark.parametrize(
         ("variables", "name"),
