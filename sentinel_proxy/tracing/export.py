@@ -38,9 +38,7 @@ def exporters_by(environ: Mapping[str, str]) -> dict[str, SpanExporter]:
         ConfigError: One of them is not installed; says which.
         Exception: One of them cannot be made by what else the process's environment says.
     """
-    library = logging.getLogger("opentelemetry")
-    library.addHandler(logging.NullHandler())
-    library.propagate = False
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
     installed = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
     names = {name: _otlp(environ) if name == "otlp" else name for name in exporter_names(environ)}
     if unknown := sorted(set(names.values()) - set(installed)):

@@ -507,7 +507,7 @@ class TestEnvironment:
         """It would block whoever calls on standard error, and quote headers with keys in them."""
         made_by(environ, OTEL_TRACES_EXPORTER="otlp")
 
-        logging.getLogger("opentelemetry.exporter").error("a secret header")
+        logging.getLogger("opentelemetry.exporter").critical("a secret header")
 
         assert caplog.records == []
 
