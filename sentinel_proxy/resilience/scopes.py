@@ -215,7 +215,7 @@ class ProviderBreakers:
         failed of meanwhile, the models were not asked.
         """
         self.own.advance(now)
-        for breaker in self._models.values():
+        for breaker in list(self._models.values()):  # whoever hears of it may make us forget one
             breaker.advance(now)
 
     def _failed(self, permit: ScopedPermit, error: UpstreamError, now: float) -> None:
@@ -292,10 +292,11 @@ class ProviderBreakers:
         return breaker
 
     def _forget(self, model: str, now: float, reason: str) -> None:
-        breaker = self._models[model]
+        breaker = self._models.pop(model, None)
+        if breaker is None:
+            return  # forgotten meanwhile, by somebody who heard of another one
         breaker.reset(now, reason)
         self._first_era = max(self._first_era, breaker.era)
-        del self._models[model]
 
     def _forget_what_does_not_matter(self, now: float) -> None:
         for model, breaker in list(self._models.items()):

@@ -599,3 +599,23 @@ def test_an_empty_account_of_a_callers_own_speaks_against_nobody() -> None:
     )
 
     assert breakers.own.state is State.CLOSED
+
+
+def test_a_listener_that_looks_while_breakers_move_disturbs_nothing() -> None:
+    """Looking makes a provider forget models that nobody uses, also in the middle of a walk over them."""
+    heard: list[str] = []
+
+    def look(change: BreakerChanged) -> None:
+        heard.append(change.after)
+        breakers.worst(ABANDONED_SECONDS * 10)
+
+    breakers = ProviderBreakers("openai", BreakerConfig(failure_threshold=1), look)
+    overloaded = UpstreamError(FailureKind.OVERLOADED, "busy", status=503)
+    for model in ("a", "b", "c"):
+        breakers.acquire(model, 0.0).fail(overloaded, 0.0)
+
+    breakers.advance(1.0)
+    breakers.reset(2.0, "by hand")
+
+    assert breakers.models_view() == {}
+    assert heard[:1] == ["open"]
