@@ -3,8 +3,10 @@ The story of a call: providers in order until one begins to answer.
 
 Read it top to bottom. `open` walks the chain, `_ask` gives one provider its tries, `_attempt`
 takes the permit and reports how it went, `_begin` sends the call and waits for an answer worth
-committing to. What follows from each failure is looked up in `errors.CONSEQUENCES`; how long
-to wait comes from `resilience.deadline`; what the bytes mean from the provider's decoder.
+committing to. Where a provider is slow and `[hedge]` allows it, `hedging` makes the first attempt
+of the next one early; the walk stays the same. What follows from each failure is looked up in
+`errors.CONSEQUENCES`; how long to wait comes from `resilience.deadline`; what the bytes mean from
+the provider's decoder.
 
 The commit point is the return of `open`: before it nothing has reached the caller and every
 failure is a silent failover, after it the `Reply` owns the connection and the permit.

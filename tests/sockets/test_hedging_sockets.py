@@ -38,14 +38,18 @@ SILENT: Script = [Hang()]
 ONLY_A_ROLE: Script = [*sse_stream(openai_chunks([], finish_reason=None, done=False))[:-1], Hang()]
 
 
-async def hedging(start: Start, primary: FaultyUpstream, backup: FaultyUpstream, **sections: Any) -> Harness:
+async def hedging(
+    start: Start, primary: FaultyUpstream, backup: FaultyUpstream, transport: str = "http1", **sections: Any
+) -> Harness:
     """Start a proxy that hedges after `DELAY`; *sections* go to the configuration."""
     patient: dict[str, Any] = {
         "hedge": HedgeConfig(enabled=True, delay=DELAY),
         "timeouts": PATIENT,
         "retry": RetryConfig(attempts=1),
     }
-    return await start(chain(primary, backup, **(patient | sections)))
+    config = chain(primary, backup, **(patient | sections))
+    providers = tuple(each.model_copy(update={"transport": transport}) for each in config.providers)
+    return await start(config.model_copy(update={"providers": providers}))
 
 
 async def ask(harness: Harness, **fields: Any) -> tuple[str, str]:
@@ -77,13 +81,14 @@ async def test_h01_a_quick_provider_is_raced_with_nobody(
     assert hedges(harness) == []
 
 
+@pytest.mark.parametrize("transport", ["http1", "httpx"])
 @pytest.mark.parametrize("silence", [SILENT, ONLY_A_ROLE], ids=["no head", "a role and no more"])
 async def test_h02_the_first_content_wins_and_the_loser_is_cut_off(
-    silence: Script, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+    silence: Script, transport: str, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
 ) -> None:
     primary.always(silence)
     backup.always(ollama_stream(["quick"]))
-    harness = await hedging(start, primary, backup)
+    harness = await hedging(start, primary, backup, transport=transport)
 
     answer = await harness.chat(stream=True)
 
@@ -236,6 +241,21 @@ async def test_it_is_off_unless_it_is_switched_on(
 
     assert backup.requests == []
     assert harness.proxy.hedging is None
+
+
+async def test_a_reload_that_is_about_something_else_keeps_what_is_known(
+    start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+) -> None:
+    harness = await hedging(start, primary, backup)
+    proxy = harness.proxy
+    before = proxy.hedging
+
+    proxy.reload(proxy.config.model_copy(update={"default_model": "another"}))
+    assert proxy.hedging is before
+    proxy.reload(proxy.config.model_copy(update={"hedge": HedgeConfig(enabled=True, delay=9)}))
+    assert proxy.hedging is not before
+    proxy.reload(proxy.config.model_copy(update={"hedge": HedgeConfig()}))
+    assert proxy.hedging is None
 
 
 async def test_what_is_not_streamed_is_not_hedged(
