@@ -12,6 +12,7 @@ import gc
 import itertools
 import logging
 import os
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -74,6 +75,7 @@ class Run:
     seen: dict[int, tuple[Ask, Seen]] = field(default_factory=dict)
     stray_bytes: int = 0
     mistakes: list[Noticed] = field(default_factory=list)
+    stalls: list[tuple[float, float]] = field(default_factory=list)  # when the event loop did not turn
 
     async def make_calls(self, asks: Iterator[Ask], callers: int) -> None:
         """Make all calls, so many at once as there are *callers*."""
@@ -94,7 +96,7 @@ class Run:
 
     async def weather(self, seed: int) -> None:
         """Refuse connections now and then, and end every rest soon: some would last for minutes."""
-        rng = Random(f"{seed}/weather")
+        rng, loop = Random(f"{seed}/weather"), asyncio.get_running_loop()
         for tick in itertools.count():
             for server in self.upstreams.values():
                 if rng.random() < 0.1:
@@ -105,7 +107,9 @@ class Run:
                 now = self.proxy.clock.monotonic()
                 upstream.breakers.reset(now, "fine") if tick % 10 == 0 else upstream.breakers.advance(now)
                 upstream.gate = Gate()
+            due = loop.time() + WEATHER_SECONDS
             await asyncio.sleep(WEATHER_SECONDS)
+            self.stalls.append((due, loop.time()))
 
     def count(self, *outcomes: Outcome) -> int:
         """Return how many calls ended so."""
@@ -113,11 +117,19 @@ class Run:
 
     def complaints(self, *, rescues: bool = False) -> list[str]:
         """Return what is wrong, one story a call."""
+        for _, seen in self.seen.values():
+            seen.lost_seconds = self._stalled_seconds(seen.began, seen.began + seen.seconds)
         return [
             f"{wrong}: {self._story(ask, seen)}"
             for ask, seen in self.seen.values()
             if (wrong := complaint(ask, seen, *self._truth(ask), rescues=rescues)) is not None
         ]
+
+    def _stalled_seconds(self, began: float, ended: float) -> float:
+        """Return how long the event loop stood still in a span of time: a busy machine's fault."""
+        first = bisect_left(self.stalls, (began, began)) - 1
+        spans = self.stalls[max(0, first) : bisect_left(self.stalls, (ended, ended))]
+        return sum(max(0.0, min(ended, end) - max(began, start)) for start, end in spans)
 
     def _truth(self, ask: Ask) -> tuple[list[Said], list[CallFinished]]:
         return self.liars.said[ask.number], self.finished[ask.trace_id]
