@@ -1,7 +1,7 @@
 /* The providers as cards, in the order in which they are tried. A card is made once and then changed. */
 
 import { h, keyed, s, say, sign } from "./dom.js";
-import { STATES, amount, cause, clock, coarse, complaint, due, duration, listed, outageOf, since } from "./words.js";
+import { STATES, amount, cause, clock, coarse, complaint, duration, listed, outageOf, since, trial } from "./words.js";
 
 const LEVELS = { healthy: "well", degraded: "watch", down: "down" };
 const CIRCLE = 2 * Math.PI * 26;
@@ -82,7 +82,7 @@ function breaker(parts, provider, facts, now) {
   say(parts.state, `Breaker ${STATES[state]}${model ? ` for ${model}` : ""}`);
   if (!resting) {
     const run = failures ? `${failures} ${failures === 1 ? "failure" : "failures"} in a row` : "no failures";
-    say(parts.why, state === "half_open" ? `Since ${clock(from, true)}; one call may try it` : `${from ? `Since ${since(from, now)}, ` : ""}${run}`);
+    say(parts.why, state === "half_open" ? `Since ${clock(from, true)}; one call may try it` : from ? `Since ${since(from, now)}, ${run}` : capital(run));
     return;
   }
   const left = Math.max(0, (until - now) / 1000);
@@ -91,9 +91,11 @@ function breaker(parts, provider, facts, now) {
   const [number, unit] = left > 0.5 ? coarse(Math.ceil(left)).split(" ") : ["now", ""];
   say(parts.count, number);
   say(parts.unit, unit);
-  const next = state === "isolated" ? `Ends ${until ? since(until, now) : "by order"}` : `Next trial ${due(provider, now)}`;
+  const next = state === "isolated" ? `Ends ${until ? since(until, now) : "by order"}` : capital(trial(provider, now));
   say(parts.why, `Since ${since(began, now)}: ${state === "isolated" ? reason : cause(reason)}. ${next}`);
 }
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function rows({ success, latency, inFlight, probe }, now) {
   return [

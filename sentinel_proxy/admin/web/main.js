@@ -14,6 +14,7 @@ import * as timeline from "./timeline.js";
 import { amount, clock, coarse, duration, verdict } from "./words.js";
 
 const LIVE_ANNOUNCE_MS = 800;
+const USUAL_SPAN_MS = 780_000;
 
 const facts = { providers: [], incidents: [], served: [], losing: 0, saved: null, totals: null, started: Date.now(), known: false };
 const history = new History(WINDOW_SECONDS);
@@ -36,20 +37,25 @@ const providerOf = (name, status) => ({
   models: status.models, missing: status.missing_models, latency: status.latency_ms, success: status.success_rate_pct,
   inFlight: status.in_flight, probe: status.last_probe && { ...status.last_probe, time: parsed(status.last_probe.time) },
 });
-const incidentOf = (each) => ({
-  id: each.id, type: each.type, severity: each.severity, provider: each.provider, message: each.message, details: each.details,
-  time: parsed(each.timestamp), resolved: parsed(each.resolved_at), seconds: each.duration_seconds,
-});
+/** `seen` is when it was last heard to grow: what happens again and again is called over only a minute later. */
+function incidentOf(each) {
+  const before = facts.incidents.find((known) => known.id === each.id);
+  return {
+    id: each.id, type: each.type, severity: each.severity, provider: each.provider, message: each.message, details: each.details,
+    time: parsed(each.timestamp), resolved: parsed(each.resolved_at), seconds: each.duration_seconds,
+    seen: before?.message === each.message ? before.seen : now(),
+  };
+}
 const parsed = (text) => (text === null || text === undefined ? null : Date.parse(text));
 
 function takeStatus(status) {
   facts.providers = Object.entries(status).map(([name, each]) => providerOf(name, each)).sort((one, two) => one.position - two.position);
 }
 
-/** The newest page replaces what it covers; older ones that were asked for stay. */
-function takeIncidents({ incidents, total }) {
+/** The newest page replaces what it covers; older ones that were asked for stay, unless all is begun *anew*. */
+function takeIncidents({ incidents, total }, anew = false) {
   const fresh = incidents.map(incidentOf);
-  const oldest = fresh.at(-1)?.id ?? "";
+  const oldest = anew ? "" : (fresh.at(-1)?.id ?? "");
   facts.incidents = [...fresh, ...facts.incidents.filter((each) => each.id < oldest)];
   byId("older").hidden = facts.incidents.length >= total;
 }
@@ -70,8 +76,7 @@ const feed = new Feed({
     link.draining = false;
     facts.known = true;
     takeStatus(status);
-    facts.incidents = [];
-    takeIncidents(incidents);
+    takeIncidents(incidents, true);
     takeTotals(totals);
     if (!view.chosen) chooseSpan();
     history.seed(frames.filter((frame) => frame.event_type === "metrics"));
@@ -116,7 +121,8 @@ const feed = new Feed({
 
 /** Show as much of the past as what still lasts needs. */
 function chooseSpan() {
-  const oldest = Math.min(now(), ...facts.incidents.filter((each) => each.resolved === null).map((each) => each.time));
+  const usual = Math.max(facts.started, now() - USUAL_SPAN_MS);
+  const oldest = Math.min(usual, ...facts.incidents.filter((each) => each.resolved === null).map((each) => each.time));
   const spans = Object.values(timeline.SPANS);
   showSpan(spans.find((span) => (now() - oldest) / 1000 < span * 0.9) ?? spans.at(-1));
 }
@@ -178,7 +184,7 @@ function renderNumbers() {
   number("lost", amount(totals.total_failures), totals.total_shed ? `and ${amount(totals.total_shed)} refused: too busy` : "got no whole answer");
   number("flight", amount(totals.in_flight), `${amount(totals.open_streams)} of them streams`);
   number("tokens", last ? amount(last.tokens) : "–", `${amount(totals.tokens.total)} since the start`);
-  number("own", last && last.own !== null ? duration(last.own) : "–", "the proxy's own time, mean");
+  number("own", last?.own ? duration(last.own.half) : "–", "the proxy alone, median");
   byId("lost").classList.toggle("alarm", totals.total_failures > 0);
   say(byId("uptime"), `up ${coarse(totals.uptime_seconds)}`);
 }

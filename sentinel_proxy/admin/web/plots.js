@@ -150,7 +150,8 @@ class Plot {
         const above = run.map((point, i) => at(x(point.time), y(floor[i])));
         const below = run.map((point, i) => at(x(point.time), y(base[i]))).reverse();
         const d = `M${[...above, ...below].join("L")}Z`;
-        return [s("path", { class: `area ${kind}`, d }), s("path", { class: `pattern ${kind}`, d }), s("path", { class: `line ${kind}`, d: `M${above.join("L")}` })];
+        const edge = stroke(run, above, (point) => value(point) > 0);
+        return [s("path", { class: `area ${kind}`, d }), s("path", { class: `pattern ${kind}`, d }), s("path", { class: `line ${kind}`, d: edge })];
       });
     });
   }
@@ -158,15 +159,8 @@ class Plot {
   _lines(x, y) {
     return this._runs().flatMap((run) =>
       this._layers.map(({ kind, value }) => {
-        let pen = "M";
-        const d = run.map((point) => {
-          const known = value(point);
-          if (known === null) { pen = "M"; return ""; }
-          const step = `${pen}${at(x(point.time), y(known))}`;
-          pen = "L";
-          return step;
-        }).join("");
-        return s("path", { class: `line ${kind}`, d });
+        const places = run.map((point) => at(x(point.time), y(value(point) ?? 0)));
+        return s("path", { class: `line ${kind}`, d: stroke(run, places, (point) => value(point) !== null) });
       }));
   }
 
@@ -218,6 +212,16 @@ class Plot {
     const [first, last] = [this._points[0].time, this._points.at(-1).time];
     this._onRead(Math.min(last, Math.max(first, (this._cursor ?? last) + step)));
   }
+}
+
+/** Draw through *places*, with the pen up where there is nothing to draw. */
+function stroke(run, places, isThere) {
+  let pen = "M";
+  return run.map((point, i) => {
+    const step = isThere(point) ? `${pen}${places[i]}` : "";
+    pen = step ? "L" : "M";
+    return step;
+  }).join("");
 }
 
 const at = (x, y) => `${x.toFixed(1)} ${y.toFixed(1)}`;

@@ -18,10 +18,10 @@ const LATENCY_SECONDS = 20;
  * Read Prometheus' text format into the few sums that are shown.
  *
  * @returns {object} `answered` by provider, `lost`, `saved`, `calls`, `tokens`; histograms `whole`
- *     and `first` as `{buckets: Map(le, count), count}`; `own` as `{sum, count}`.
+ *     `first` and `own` (the proxy's) as `{buckets: Map(le, count), count}`.
  */
 export function read(text) {
-  const sums = { answered: {}, lost: 0, saved: 0, calls: 0, tokens: 0, whole: histogram(), first: histogram(), own: { sum: 0, count: 0 } };
+  const sums = { answered: {}, lost: 0, saved: 0, calls: 0, tokens: 0, whole: histogram(), first: histogram(), own: histogram() };
   for (const line of text.split("\n")) {
     const match = LINE.exec(line);
     if (match) add(sums, match[1], labels(match[2] ?? ""), Number(match[3]));
@@ -44,16 +44,13 @@ function add(sums, name, { provider, outcome, le }, value) {
       sums.tokens += value;
       break;
     case "sentinel_request_duration_seconds_bucket":
-      bucket(sums.whole, le, value);
+      if (provider !== "none") bucket(sums.whole, le, value); // a refusal is no answer, and soon there
       break;
     case "sentinel_time_to_first_token_seconds_bucket":
       bucket(sums.first, le, value);
       break;
-    case "sentinel_overhead_seconds_sum":
-      sums.own.sum += value;
-      break;
-    case "sentinel_overhead_seconds_count":
-      sums.own.count += value;
+    case "sentinel_overhead_seconds_bucket":
+      bucket(sums.own, le, value);
       break;
   }
 }
@@ -111,7 +108,6 @@ export class History {
     const { time: then, sums: before } = this._before(time, SMOOTH_SECONDS);
     const seconds = (time - then) / 1000;
     const old = this._before(time, LATENCY_SECONDS).sums;
-    const own = sums.own.count - old.own.count;
     return {
       time,
       calls: (sums.calls - before.calls) / seconds,
@@ -123,7 +119,7 @@ export class History {
       ),
       whole: quantiles(sums.whole, old.whole),
       first: quantiles(sums.first, old.first),
-      own: own ? (sums.own.sum - old.own.sum) / own : null,
+      own: quantiles(sums.own, old.own),
     };
   }
 

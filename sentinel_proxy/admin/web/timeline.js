@@ -3,11 +3,12 @@
 import { h, s } from "./dom.js";
 import { clock, coarse, since } from "./words.js";
 
-export const SPANS = { "15 min": 900, "1 h": 3600, "6 h": 21_600, "24 h": 86_400 };
+export const SPANS = { "5 min": 300, "15 min": 900, "1 h": 3600, "6 h": 21_600, "24 h": 86_400 };
 
 const LANE = 30;
 const BAR = 16;
 const FOOT = 20;
+const FRESH_MS = 5000;
 
 const BARS = { outage_detected: "outage", breaker_isolated: "isolated", no_provider_answered: "lost", failover_triggered: "failover" };
 const MARKS = {
@@ -29,15 +30,15 @@ function endOf(incident, facts, now) {
   return facts.providers.find((each) => each.name === incident.provider)?.breaker.since ?? now;
 }
 
-/** Every time without a provider as `{from, to, kind}`, once however many breakers told it. */
+/** Every time without a provider as `{provider, from, to, kind, …}`, once however many breakers told it. */
 export function bands(facts, now) {
   const found = [];
   for (const incident of [...facts.incidents].reverse()) {
     if (!ABSENCES.has(incident.type)) continue;
-    const { provider } = incident;
-    const band = { provider, from: incident.time, to: endOf(incident, facts, now), kind: BARS[incident.type] };
+    const { provider, time: from, message } = incident;
+    const band = { provider, from, to: endOf(incident, facts, now), kind: BARS[incident.type], message, lasts: incident.resolved === null };
     const last = found.findLast((each) => each.provider === provider && each.kind === band.kind);
-    if (last && band.from <= last.to) last.to = Math.max(last.to, band.to);
+    if (last && from <= last.to) Object.assign(last, { to: Math.max(last.to, band.to), lasts: last.lasts || band.lasts });
     else found.push(band);
   }
   return found;
@@ -57,7 +58,7 @@ export function draw(svg, facts, span, now) {
   const left = Math.min(120, Math.max(70, width * 0.12));
   const bottom = names.length * LANE;
   const x = (time) => left + (1 - (now - time) / 1000 / span) * (width - left - 4);
-  const view = { facts, now, from: now - span * 1000, left, right: width - 4, x };
+  const view = { facts, now, bands: bands(facts, now), from: now - span * 1000, left, right: width - 4, x };
   svg.setAttribute("viewBox", `0 0 ${width} ${bottom + FOOT}`);
   svg.setAttribute("height", bottom + FOOT);
   svg.setAttribute("aria-label", summary(facts, span, now));
@@ -86,30 +87,38 @@ function lane(view, name, row) {
        s("text", { class: "lane", x: 16, y: middle + 4 }, short(name, (left - 22) / 7.2))]
     : [s("text", { class: "lane", x: 16, y: middle + 4 }, "callers")];
   const shown = facts.incidents.filter((each) => (each.resolved ?? view.now) >= view.from && belongs(each, name));
+  const bars = [
+    ...shown.filter((each) => BARS[each.type] && !ABSENCES.has(each.type)).map((each) => bandOf(each, view.now)),
+    ...view.bands.filter((each) => each.provider === name && each.to >= view.from),
+  ];
   return [
     ...label,
     s("line", { class: "unknown", x1: left, x2: started, y1: middle, y2: middle }),
     s("line", { class: provider ? "up" : "quiet", x1: started, x2: right, y1: middle, y2: middle }),
-    ...shown.filter((each) => BARS[each.type]).map((each) => bar(view, each, middle)),
+    ...bars.map((each) => bar(view, each, middle)),
     ...shown.filter((each) => !BARS[each.type]).map((each) => mark(view, each, middle)),
   ];
 }
 
 const belongs = (incident, name) => (name === null ? OF_CALLERS.has(incident.type) : incident.provider === name && !OF_CALLERS.has(incident.type));
 
-function bar({ facts, now, left, right, x }, incident, middle) {
-  const thin = incident.type === "failover_triggered";
-  const end = endOf(incident, facts, now);
-  const from = Math.max(left, x(incident.time));
-  const wide = Math.max(3, Math.min(right, x(end)) - from);
-  const lasted = coarse((end - incident.time) / 1000);
+/** What happens again and again has lasted until it was last heard of. */
+const bandOf = ({ type, time, resolved, seen, message }, now) => ({
+  from: time, to: resolved ?? (now - seen < FRESH_MS ? now : seen), kind: BARS[type], message, lasts: false,
+});
+
+function bar({ now, left, right, x }, { from, to, kind, message, lasts }, middle) {
+  const thin = kind === "failover";
+  const start = Math.max(left, x(from));
+  const wide = Math.max(3, Math.min(right, x(to)) - start);
+  const lasted = coarse((to - from) / 1000);
   const [top, tall] = thin ? [middle + BAR / 2 + 1, 3] : [middle - BAR / 2, BAR];
-  const box = { x: from, y: top, width: wide, height: tall, rx: 2 };
-  return s("g", { class: `bar ${BARS[incident.type]}${end === now ? " ongoing" : ""}` },
-    s("title", {}, `${clock(incident.time, true)}, ${lasted}: ${incident.message}`),
-    incident.resolved === null ? s("line", { class: "trial", x1: from + wide, x2: right, y1: middle, y2: middle }) : null,
+  const box = { x: start, y: top, width: wide, height: tall, rx: 2 };
+  return s("g", { class: `bar ${kind}${to === now ? " ongoing" : ""}` },
+    s("title", {}, `${clock(from, true)}, ${lasted}: ${message}`),
+    lasts && to < now ? s("line", { class: "trial", x1: start + wide, x2: right, y1: middle, y2: middle }) : null,
     s("rect", { class: "fill", ...box }), s("rect", { class: "weave", ...box }),
-    !thin && wide > 58 ? s("text", { class: "inside", x: from + 6, y: middle + 4 }, lasted) : null);
+    !thin && wide > 58 ? s("text", { class: "inside", x: start + 6, y: middle + 4 }, lasted) : null);
 }
 
 function mark({ left, x }, incident, middle) {

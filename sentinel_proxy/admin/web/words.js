@@ -122,7 +122,7 @@ function allDown(facts, now) {
     [
       `No provider answers${began ? ` since ${since(began, now)}` : ""}: ${listed(reasons)}`,
       lost ? [`${counted(lost, "call")} lost`] : "",
-      next ? [`next trial, of ${next.name}, ${due(next, now)}`] : "",
+      next ? [trial(next, now, true)] : "",
     ],
     "no provider answers",
   );
@@ -144,7 +144,7 @@ function someAway(facts, away, now) {
     serving(facts),
     rescued ? [`${counted(rescued, "call")} rescued`] : "",
     lost ? [`${lost} lost`] : "",
-    isolated ? (first.breaker.until ? `until ${since(first.breaker.until, now)}` : "") : [`next trial ${due(first, now)}`],
+    isolated ? (first.breaker.until ? `until ${since(first.breaker.until, now)}` : "") : [trial(first, now)],
   ];
   return said(fallbackOnly ? "watch" : "coping", text, `${first.name} ${isolated ? "is taken out" : "rests"}`);
 }
@@ -218,9 +218,10 @@ const reasonOf = (provider) =>
   provider.breaker.state === "isolated" ? provider.breaker.reason : cause(provider.breaker.reason);
 
 /** Say when a resting provider is tried again. */
-export function due(provider, now) {
-  const left = (provider.breaker.until - now) / 1000;
-  return left > 0.5 ? `in ${coarse(Math.ceil(left))}` : "with the next call";
+export function trial({ name, breaker }, now, named = false) {
+  const left = (breaker.until - now) / 1000;
+  if (left <= 0.5) return `the next call is ${named ? `a trial of ${name}` : "its trial"}`;
+  return `next trial${named ? `, of ${name},` : ""} in ${coarse(Math.ceil(left))}`;
 }
 
 const soonest = (providers) =>
