@@ -148,6 +148,7 @@ def stub(tmp_path: Path) -> Path:
     scripts = {"pytest": 'echo "$SAYS"; exit "$RETURNS"', "pip": "", "ruff": "", "mypy": ""}
     for path, script in [
         (tmp_path / "python3", ""),
+        (tmp_path / "apt-get", ""),  # nothing is installed by tests
         *((tools / name, body) for name, body in scripts.items()),
     ]:
         path.write_text(f"#!/bin/sh\n{script}\n")
