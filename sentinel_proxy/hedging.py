@@ -269,14 +269,21 @@ class Hedge:
         return reply
 
     async def _stop(self) -> None:
-        """End the hedge and give back everything that it holds; that takes a turn of the event loop."""
+        """
+        End the hedge and give back everything that it holds; that takes a turn of the event loop.
+
+        Unless it has failed by itself it is as if it had not been made, should its turn come yet.
+        """
         task = self._task
         if task is None:
             return
         if not task.done():
             task.cancel()
             await asyncio.wait((task,))
-        if not task.cancelled() and task.exception() is None:
+        if task.cancelled():
+            self._task = None
+        elif task.exception() is None:
+            self._task = None
             task.result().close()
 
     def _put_in_order(self) -> None:

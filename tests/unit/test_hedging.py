@@ -443,6 +443,20 @@ class TestTheRace:
         assert asked.trail == "a:400,b:hedged"
         assert bench.of(CallHedged) == [CallHedged("t", "a", "b", "", DELAY)]
 
+    async def test_whoever_was_given_up_for_a_verdict_may_have_its_turn_yet(self) -> None:
+        bench = Bench(attempts=2)
+
+        async with bench.asking() as asked:
+            bench.late()
+            await settle()
+            bench.lanes[0].fails(failure(Kind.CONFLICT, 409))
+            await settle()
+            bench.lanes[0].fails(failure(Kind.PROTOCOL))
+            await settle()
+            bench.lanes[1].answers()
+
+        assert (asked.winner, asked.trail) == ("b", "a:409,b:hedged,a:protocol,b:200")
+
     async def test_a_mistake_of_the_first_ones_plugin_ends_the_race(self) -> None:
         bench = Bench()
 
@@ -686,7 +700,18 @@ async def test_a_hedge_costs_a_token_and_a_retry_of_the_slow_one() -> None:
     assert repr(bench.upstreams[0].budget) == "<RetryBudget 1 retries for 1 calls>"
 
 
-STEPS = ("late", "a answers", "a fails", "a refuses", "b answers", "b fails", "leave", "wait", "turn")
+STEPS = (
+    "late",
+    "a answers",
+    "a fails",
+    "a refuses",
+    "a conflicts",
+    "b answers",
+    "b fails",
+    "leave",
+    "wait",
+    "turn",
+)
 
 
 @given(st.lists(st.sampled_from(STEPS), max_size=12))
@@ -731,3 +756,5 @@ async def takes(bench: Bench, asked: Asked, step: str) -> None:
                     lane.fails(failure(Kind.OVERLOADED, 503))
                 case "refuses":
                     lane.fails(failure(Kind.CALLER, 400))
+                case "conflicts":  # no failover, but a retry, whose failure may lead to one
+                    lane.fails(failure(Kind.CONFLICT, 409))
