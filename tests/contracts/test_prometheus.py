@@ -382,7 +382,7 @@ class Story:
         assert await self.calls(4) == {200}  # a second look: now there are rates
         assert await self.shows("Providers that take calls") == 2
         assert await self.shows("Lost") == await self.shows("Saved") == 0
-        assert await self.alerts() == set()
+        assert await self.alerts() <= {"SentinelOverheadHigh"}  # which a busy machine may earn
 
     async def a_stream_breaks(self) -> None:
         await self.openai.outage(Outage.CUT_AFTER)
