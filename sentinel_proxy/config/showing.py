@@ -104,6 +104,8 @@ def _assignment(key: str, value: Any, path: Path, origins: Mapping[str, str]) ->
 def _literal(value: Any) -> str:
     if isinstance(value, str):
         return _quoted(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, dict):
