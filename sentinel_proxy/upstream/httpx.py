@@ -121,7 +121,7 @@ class HttpxExchange:
         return data
 
     def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
-        """Tell the owner to let go; see `base.Exchange.close`. It never lingers; httpx decides about reuse."""
+        """Tell the owner to let go; see `base.Exchange.close`. It never lingers; httpx rules on reuse."""
         if not self._closed:
             self._closed = True
             self._transport.active -= 1
