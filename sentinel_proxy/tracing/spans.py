@@ -116,27 +116,32 @@ class Tracing:
         if event.span is None or not event.span.sampled:
             return
         self._tell_delivery()
-        ended = self._clock.time()
-        began = ended - event.seconds
+        ended = _nanoseconds(self._clock.time())
+        began = ended - _nanoseconds(event.seconds)
         self._ids.promise(event.trace_id, event.span.id)
         span = self._tracer.start_span(
             words.call_name(event),
             _parent(event.trace_id, event.span),
             SpanKind.SERVER,
             words.of_call(event),
-            start_time=_nanoseconds(began),
+            start_time=began,
         )
-        self._add_attempts(event, set_span_in_context(span, Context()), began)
+        self._add_attempts(event, set_span_in_context(span, Context()), began, ended)
         if event.outcome in words.FAILED:
             span.set_status(_ERROR)
-        span.end(_nanoseconds(ended))
+        span.end(ended)
 
-    def _add_attempts(self, event: CallFinished, parent: Context, began: float) -> None:
-        """Make a child of every attempt, given when the call *began* in Unix seconds."""
+    def _add_attempts(self, event: CallFinished, parent: Context, began: int, ended: int) -> None:
+        """
+        Make a child of every attempt; the call *began* and *ended* at these Unix nanoseconds.
+
+        Counted in whole numbers from there: the seconds since 1970 are too many for a float to
+        tell the end of an attempt from that of its call.
+        """
         if event.call is None:
             return
         answered = [attempt for attempt in event.call.trail if attempt.answered]
-        offset = began - event.call.started
+        started = event.call.started
         for attempt, until, broke in _attempts(event):
             error = words.error_of(attempt, broke=broke)
             served_model = event.model if attempt in answered[-1:] else None
@@ -145,11 +150,11 @@ class Tracing:
                 parent,
                 SpanKind.CLIENT,
                 words.of_attempt(attempt, error, served_model),
-                start_time=_nanoseconds(attempt.started + offset),
+                start_time=began + _nanoseconds(attempt.started - started),
             )
             if error is not None:
                 span.set_status(_ERROR)
-            span.end(_nanoseconds(until + offset))
+            span.end(min(began + _nanoseconds(until - started), ended))
 
     def _tell_delivery(self) -> None:
         """Report from the event loop what the sending threads have found out."""
@@ -196,5 +201,5 @@ def _parent(trace_id: str, span: Span) -> Context:
     return set_span_in_context(NonRecordingSpan(caller), Context())
 
 
-def _nanoseconds(unix_seconds: float) -> int:
-    return round(unix_seconds * 1e9)
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)

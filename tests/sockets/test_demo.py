@@ -47,7 +47,10 @@ from sentinel_proxy.testing import (
 )
 from sentinel_proxy.testing.answers import answer_to, tokens_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.xdist_group("demo"),  # the script of 20 s plays once for all of them
+]
 
 QUESTION = "Why is the sky blue?"
 RIGHT = answer_to([{"role": "user", "content": QUESTION}])
