@@ -61,7 +61,7 @@ def assert_shape(schema: dict[str, Any], instance: Any) -> None:
 def simulated_chain(openai: SimulatedOpenAI, ollama: SimulatedOllama, **sections: Any) -> Config:
     """Return a chain of both that rests shortly, and is probed only where a test wants it."""
     quick: dict[str, Any] = {
-        "breaker": BreakerConfig(recovery_timeout=0.1),
+        "breaker": BreakerConfig(recovery_timeout=0.4),
         "health": HealthConfig(interval=3600),
     }
     return chain(openai._server, ollama._server, **(quick | sections))

@@ -142,7 +142,10 @@ async def test_times_go_outward_on_the_wall_clock(proxy: Harness, openai: Simula
     assert until - since == pytest.approx(0.1, abs=0.002)
 
 
-async def test_the_numbers_are_those_of_the_calls(proxy: Harness, openai: SimulatedOpenAI) -> None:
+async def test_the_numbers_are_those_of_the_calls(
+    start: Start, openai: SimulatedOpenAI, ollama: SimulatedOllama
+) -> None:
+    proxy = await start(simulated_chain(openai, ollama, breaker=BreakerConfig(recovery_timeout=60)))
     await proxy.chat()
     await break_down(proxy, openai)
     await proxy.client.post("/v1/chat/completions", content=b"{")
