@@ -24,7 +24,6 @@ from sentinel_proxy.errors import UpstreamError
 from sentinel_proxy.events import CallHedged, Emit
 from sentinel_proxy.model import HEDGED, Call, Endpoint, Load
 from sentinel_proxy.reply import Reply
-from sentinel_proxy.resilience.breaker import State
 from sentinel_proxy.resilience.hedge import FirstTokens, HedgeBudget
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Wheel
@@ -332,6 +331,4 @@ def may_be_hedged(call: Call) -> bool:
 
 def _untroubled(upstream: Upstream, call: Call) -> bool:
     """Whether neither the breaker of *upstream* nor that of the model called there has moved."""
-    breakers = upstream.breakers
-    model = breakers.models_view().get(upstream.provider.model_for(call.model))
-    return breakers.own.state is State.CLOSED and (model is None or model.state is State.CLOSED)
+    return upstream.breakers.undisturbed(upstream.provider.model_for(call.model))

@@ -19,7 +19,6 @@ from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Endpoint, Usage
 from sentinel_proxy.providers.base import Decoder
 from sentinel_proxy.reply import Reply
-from sentinel_proxy.resilience.breaker import State
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wire import openai, sse
 from sentinel_proxy.wire.json import dumps, loads
@@ -300,9 +299,7 @@ def _methods(upstream: Upstream, call: Call) -> tuple[str, ...]:
 
 def _healthy(upstream: Upstream, model: str, now: float) -> bool:
     """Whether nothing is known against *upstream*: a stream in distress is no trial."""
-    breakers = (upstream.breakers.own, upstream.breakers.models_view().get(model))
-    resting = any(breaker is not None and breaker.state is not State.CLOSED for breaker in breakers)
-    return not resting and upstream.admits(model, now)
+    return upstream.breakers.undisturbed(model) and upstream.admits(model, now)
 
 
 def _refuses_prefill(failure: UpstreamError | BreakerOpen) -> bool:

@@ -185,6 +185,11 @@ class ProviderBreakers:
         rest = self.own.rest(now)
         return rest if breaker is None else max(rest, breaker.rest(now))
 
+    def undisturbed(self, model: str) -> bool:
+        """Whether neither the provider's breaker nor that of *model* is anything but closed."""
+        breaker = self._models.get(model)
+        return self.own.state is State.CLOSED and (breaker is None or breaker.state is State.CLOSED)
+
     def worst(self, now: float) -> Breaker:
         """Return the breaker to show: the provider's own or, if worse, that of a model in use."""
         self._forget_what_does_not_matter(now)
