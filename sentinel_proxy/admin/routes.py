@@ -7,6 +7,7 @@ usual envelope. `openapi` describes all of this, and a test holds the two togeth
 
 import asyncio
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -40,6 +41,13 @@ ISOLATION_SECONDS: Final = 3600.0
 MAX_ISOLATION_SECONDS: Final = 30 * 86_400.0
 
 
+@cache
+def _pages(version: str) -> tuple[bytes, bytes]:
+    """Return the description as JSON and as a page; both depend on nothing else, so they are made once."""
+    description = openapi.description(version)
+    return dumps(description), manual.page(description)
+
+
 class Desk:
     """
     The endpoints, one method each.
@@ -66,8 +74,7 @@ class Desk:
         self._reporter = reporter
         self._pace = pace
         self._trusted = networks(config.server.trusted_proxies)
-        self._description = dumps(openapi.description(version))
-        self._manual = manual.page(openapi.description(version))
+        self._description, self._manual = _pages(version)
 
     def routes(self) -> Sequence[BaseRoute]:
         """Return the routes of this face."""
