@@ -239,6 +239,15 @@ class Feed:
     dropped: int = 0  # events that a subscriber was too slow for
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One event of the live feed as it is sent."""
+
+    id: str  # a ULID: sorts by time
+    event_type: str
+    text: str  # the whole JSON object
+
+
 @dataclass(slots=True)
 class StateHealth:
     """How the state that outlives a call is doing; embedded state is always up."""

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock, utc_text
-from sentinel_proxy.model import Feed
+from sentinel_proxy.model import Feed, Frame
 from sentinel_proxy.ulid import Ulids
 from sentinel_proxy.wire.json import dumps
 
@@ -39,15 +39,6 @@ class Pace:
 
     stall_seconds: float = 3.0
     """How long one frame may wait for a client that does not read, before the client is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One event as it is sent."""
-
-    id: str  # a ULID: sorts by time
-    event_type: str
-    text: str  # the whole JSON object
 
 
 @dataclass(frozen=True, slots=True)

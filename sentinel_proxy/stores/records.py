@@ -1,0 +1,108 @@
+"""What stores keep, and how two replicas' news of one breaker become one truth. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+RANKS: Final = {"closed": 0, "half_open": 1, "open": 2, "isolated": 3}
+"""Of two states of one era the graver one stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerRecord:
+    """
+    A breaker's state as replicas tell it to each other.
+
+    Durations, not moments: the clocks of two machines are never compared. They count from when
+    the record was handed over; a store ages what it keeps by its own clock.
+
+    Attributes:
+        model: None for the provider's own breaker.
+        orders: How many orders of operators it has had; a later order beats every state.
+        era: How many transitions it has had; of the same order the later era stands.
+        rest_seconds: Until the rest or the isolation ends; 0 where nothing is to end, infinite
+            where only an operator ends it.
+        since_seconds: Since the transition.
+        level: How often it has opened since it was last calm.
+    """
+
+    provider: str
+    model: str | None
+    state: str  # "closed" | "open" | "half_open" | "isolated"
+    orders: int
+    era: int
+    rest_seconds: float
+    since_seconds: float
+    level: int
+    reason: str
+    replica: str  # who moved it
+
+    @property
+    def key(self) -> str:
+        """Name the breaker: `openai`, `openai gpt-4o`; names of providers have no spaces."""
+        return self.provider if self.model is None else f"{self.provider} {self.model}"
+
+
+def merged(ours: BreakerRecord, theirs: BreakerRecord) -> BreakerRecord:
+    """
+    Return what stands of two records of one breaker; the order of the arguments does not matter.
+
+    Operators come first, then the later era, then the graver state, then the longer rest. If
+    the one that stands has another state than the other and is of no later era, it gets one:
+    whoever held the other state has then seen a transition, as he must.
+    """
+    winner, loser = sorted((ours, theirs), key=_weight, reverse=True)
+    if winner.state != loser.state and winner.era <= loser.era:
+        return replace(winner, era=loser.era + 1)
+    return winner
+
+
+def _weight(record: BreakerRecord) -> tuple[int, int, int, float, str]:
+    return record.orders, record.era, RANKS[record.state], record.rest_seconds, record.replica
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """
+    What one replica knows of an incident.
+
+    Attributes:
+        key: What the incident is about; replicas that report the same key at the same time
+            speak of one incident.
+        id: The replica's own name for it, a ULID.
+        data: The incident as JSON; a store does not look into it.
+    """
+
+    key: str
+    replica: str
+    id: str
+    ongoing: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SharedIncident:
+    """
+    One incident as all replicas know it together.
+
+    Attributes:
+        id: The id of the contribution that began it.
+        contributions: One a replica, in the order in which they came.
+    """
+
+    id: str
+    contributions: Sequence[Contribution]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A message of one replica to the others, about something that is not kept."""
+
+    topic: str
+    replica: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The store was away, or has lost what it kept: read it again, and tell it what you know."""
