@@ -111,6 +111,10 @@ class Reply:
         """The model that answers, as the upstream names it, or else as we asked for it."""
         return self.decoder.model or self.model
 
+    def belongs_to(self, call: Call) -> None:
+        """Count what is waited for from now on as time of *call*, which this reply carries on."""
+        self._call = call
+
     async def read(self) -> bytes:
         """
         Return the next bytes for the caller as soon as there are any, `b""` at the end.

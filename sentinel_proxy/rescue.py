@@ -17,7 +17,7 @@ from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamErr
 from sentinel_proxy.events import Emit, StreamRescued
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Endpoint, Usage
-from sentinel_proxy.providers.base import Decoder
+from sentinel_proxy.providers.base import Decoder, Provider
 from sentinel_proxy.reply import Reply
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wire import openai, sse
@@ -112,7 +112,7 @@ class Rescue:
         ]
 
     async def _continued(self, call: Call, broken: Reply, upstream: Upstream, method: str) -> Reply | None:
-        continuation = continue_call(call, broken.decoder, upstream.name, method)
+        continuation = continue_call(call, broken.decoder, upstream.provider, method)
         try:
             reply = await self._failover.open(
                 continuation,
@@ -131,6 +131,7 @@ class Rescue:
             return None
         finally:
             call.waited_seconds = continuation.waited_seconds
+        reply.belongs_to(call)
         reply.failover = broken.failover or reply.upstream is not self._failover.chain(call)[0]
         reply.rescued = True
         reply.first_token_seconds = broken.first_token_seconds
@@ -141,7 +142,7 @@ class Rescue:
         self._emit(StreamRescued(call.trace_id, broken.upstream.name, target, method, result, at_chars))
 
 
-def continue_call(call: Call, said: Decoder, provider: str, method: str) -> Call:
+def continue_call(call: Call, said: Decoder, provider: Provider, method: str) -> Call:
     """Return the call that asks *provider* to go on after what was *said*."""
     payload = dict(call.payload)
     messages = [*payload["messages"], {"role": "assistant", "content": "".join(said.said)}]
@@ -153,11 +154,12 @@ def continue_call(call: Call, said: Decoder, provider: str, method: str) -> Call
         if isinstance(payload.get(limit), int):
             payload[limit] = max(MIN_TOKENS, payload[limit] - said.progress)
     payload["stream_options"] = {**(payload.get("stream_options") or {}), "include_usage": True}
+    asked = provider.prefill(payload) if method == "prefill" else payload
     return replace(
         call,
-        payload=payload,
-        body=dumps(payload),
-        controls=replace(call.controls, providers=(provider,), no_failover=True),
+        payload=asked,
+        body=dumps(asked),
+        controls=replace(call.controls, providers=(provider.name,), no_failover=True),
     )
 
 

@@ -140,6 +140,14 @@ class Provider(ABC):
                 to change. `CALLER` where it is wrong everywhere.
         """
 
+    def prefill(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Return *payload*, whose last message is an unfinished answer, so that this server goes on with it.
+
+        Asked only where `continuation` is "prefill".
+        """
+        return payload
+
     @abstractmethod
     def decoder(self, call: Call, head: ReplyHead) -> Decoder:
         """Return a new decoder for a 2xx answer to *call*. Never raises: see `Decoder.failure`."""

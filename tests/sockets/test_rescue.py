@@ -13,6 +13,7 @@ from sentinel_proxy.testing import (
     Close,
     FaultyUpstream,
     Hang,
+    Pause,
     Reset,
     ToolCall,
     ollama_error,
@@ -180,6 +181,21 @@ async def test_a_rescued_stream_that_breaks_again_is_over(
     assert text_of(events).startswith("The quick brown fox jumps over")
     assert events[-1]["error"]["code"] == "stream_interrupted"
     assert harness.idle()
+
+
+async def test_waiting_for_the_rest_of_a_rescued_stream_is_not_our_overhead(
+    start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+) -> None:
+    primary.always(broken_after(TOKENS[:2]))
+    head, first, *rest = ollama_stream([TOKENS[2], "x" * 300, TOKENS[3]])
+    backup.always([head, first, *rest[:1], Pause(0.25), *rest[1:]])
+    harness = await start(chain(primary, backup, timeouts=PATIENT))
+
+    await stream(harness)
+
+    [finished] = harness.finished()
+    assert finished.outcome == "rescued"
+    assert finished.overhead_seconds < finished.seconds / 2
 
 
 async def test_usage_adds_up_over_the_seam(

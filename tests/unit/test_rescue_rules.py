@@ -24,6 +24,7 @@ from sentinel_proxy.testing import ToolCall, openai_chunks, sse
 
 SENT = ["The quick brown fox", " jumps over"]
 HEAD = ReplyHead(200, [(b"content-type", b"text/event-stream")])
+OTHER = OpenAIProvider(name="other", base_url="http://other/v1", continuation="prefill")
 BROKE = UpstreamError(FailureKind.TRUNCATED, "the connection ended")
 
 
@@ -140,7 +141,7 @@ class TestRefusals:
 
 class TestContinueCall:
     def test_a_prefill_ends_with_what_was_said(self) -> None:
-        continued = continue_call(call(), broken(), "other", "prefill")
+        continued = continue_call(call(), broken(), OTHER, "prefill")
 
         assert continued.payload["messages"] == [
             {"role": "user", "content": "Hi"},
@@ -152,7 +153,7 @@ class TestContinueCall:
         system = {"role": "system", "content": "Be brief."}
         asked = call(messages=[system, {"role": "user", "content": "Hi"}])
 
-        messages = continue_call(asked, broken(), "other", "instruct").payload["messages"]
+        messages = continue_call(asked, broken(), OTHER, "instruct").payload["messages"]
 
         assert messages[0] == system
         assert messages[-1] == {"role": "user", "content": INSTRUCTION}
@@ -161,7 +162,7 @@ class TestContinueCall:
     @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
     def test_the_callers_limit_holds_for_both_parts_together(self, limit: str) -> None:
         long, short = (
-            continue_call(call(**{limit: tokens}), broken(), "other", "prefill").payload[limit]
+            continue_call(call(**{limit: tokens}), broken(), OTHER, "prefill").payload[limit]
             for tokens in (100, 3)
         )
 
@@ -170,7 +171,7 @@ class TestContinueCall:
     def test_a_seed_goes_and_usage_is_asked_for(self) -> None:
         asked = call(seed=7, stop=["END"], stream_options={"include_obfuscation": False})
 
-        payload = continue_call(asked, broken(), "other", "prefill").payload
+        payload = continue_call(asked, broken(), OTHER, "prefill").payload
 
         assert "seed" not in payload
         assert payload["stop"] == ["END"]
@@ -179,11 +180,38 @@ class TestContinueCall:
     def test_only_the_one_provider_is_asked_and_the_trail_goes_on(self) -> None:
         asked = call()
 
-        continued = continue_call(asked, broken(), "other", "prefill")
+        continued = continue_call(asked, broken(), OTHER, "prefill")
 
         assert continued.controls.providers == ("other",)
         assert continued.controls.no_failover
         assert continued.trail is asked.trail
+
+    @pytest.mark.parametrize(
+        ("host", "word"),
+        [
+            ("api.deepseek.com/beta", {"prefix": True}),
+            ("api.mistral.ai/v1", {"prefix": True}),
+            ("api.moonshot.ai/v1", {"partial": True}),
+            ("llama.internal/v1", {}),
+        ],
+    )
+    def test_a_prefill_is_asked_for_in_the_vendors_own_word(self, host: str, word: dict[str, Any]) -> None:
+        vendor = OpenAIProvider(base_url=f"https://{host}", continuation="prefill")
+
+        said = continue_call(call(), broken(), vendor, "prefill").payload["messages"][-1]
+        told = continue_call(call(), broken(), vendor, "instruct").payload["messages"][-2]
+
+        assert said == {"role": "assistant", "content": "".join(SENT), **word}
+        assert told == {"role": "assistant", "content": "".join(SENT)}
+
+    def test_a_server_that_lists_its_models_as_vllms_is_asked_as_vllm_wants_it(self) -> None:
+        server = OpenAIProvider(base_url="http://gpu.internal/v1", continuation="prefill")
+        server.catalogue(b'{"data": [{"id": "llama", "owned_by": "vllm"}]}')
+
+        payload = continue_call(call(), broken(), server, "prefill").payload
+
+        assert payload["continue_final_message"] is True
+        assert payload["add_generation_prompt"] is False
 
 
 class TestSplice:

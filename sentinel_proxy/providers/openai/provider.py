@@ -15,6 +15,7 @@ from sentinel_proxy.config import ProviderConfig
 from sentinel_proxy.errors import CallerError, FailureKind, UpstreamError
 from sentinel_proxy.model import PATHS, Call, Endpoint, Header, Headers, ReplyHead, UpstreamRequest, header
 from sentinel_proxy.providers.base import Decoder, ModelEntry, Provider
+from sentinel_proxy.providers.openai import prefill
 from sentinel_proxy.providers.openai.failures import Failures
 from sentinel_proxy.providers.openai.headers import forwarded
 from sentinel_proxy.providers.openai.streams import ChunkDecoder, ResponseDecoder
@@ -91,6 +92,7 @@ class OpenAIProvider(Provider):
         self._path = parts.path
         self._targets = {endpoint: self._path + path for endpoint, path in PATHS.items()}
         self._needs_key = parts.hostname in KEYS_NEEDED_AT
+        self._prefill = prefill.BY_HOST.get(parts.hostname or "", prefill.PLAIN)
         self._authorization: tuple[Header, ...] = (
             () if key is None else ((b"authorization", b"Bearer " + key.encode()),)
         )
@@ -171,6 +173,10 @@ class OpenAIProvider(Provider):
             own.append((b"authorization", authorization))
         return own
 
+    def prefill(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return *payload* in the vendor's own word for it; its list of models may have told who that is."""
+        return self._prefill.added_to(payload)
+
     def decoder(self, call: Call, head: ReplyHead) -> Decoder:
         """Return the reader of an answer, by what was asked for and what it claims to be."""
         failures = self._failures
@@ -208,10 +214,13 @@ class OpenAIProvider(Provider):
         try:
             answer = loads(body)
             listed = answer if isinstance(answer, list) else answer["data"]  # Together sends a bare list
-            return [_entry(model) for model in listed]
+            entries = [_entry(model) for model in listed]
         except (ValueError, TypeError, KeyError, AttributeError):
             message = "the model list is not what the API promises"
             raise self._failures.of_kind(FailureKind.PROTOCOL, message) from None
+        for entry in entries:
+            self._prefill = prefill.BY_OWNER.get(entry.owned_by, self._prefill)
+        return entries
 
     def settings(self) -> Mapping[str, Any]:
         """Return what operators may see; of keys only whose they are."""
