@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis
 import pytest
 from harness import Harness, Start, started
+from redis_support import RedisServer
 
 from sentinel_proxy.config import Config
 from sentinel_proxy.testing import FaultyUpstream
@@ -45,3 +46,10 @@ async def start() -> AsyncIterator[Start]:
             return await stack.enter_async_context(started(config, **parts))
 
         yield start
+
+
+@pytest.fixture
+async def redis_server() -> AsyncIterator[RedisServer]:
+    """A Redis of the test's own, empty."""
+    async with RedisServer() as server:
+        yield server
