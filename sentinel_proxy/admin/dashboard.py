@@ -1,13 +1,14 @@
 """
 `GET /dashboard`: the page that shows one proxy, live.
 
-Plain files of `web/`, read once and served as they are: no build step, and nothing from any other
-host. They hold no data and ask for the token themselves, so they are served without it; what they
-show comes from the same endpoints that everybody may ask.
+Plain files of `web/`, read when first asked for and served as they are: no build step, and
+nothing from any other host. They hold no data and ask for the token themselves, so they are
+served without it; what they show comes from the same endpoints that everybody may ask.
 """
 
 import gzip
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
@@ -33,11 +34,7 @@ _MEDIA_TYPES: Final = {
 
 
 class Dashboard:
-    """The page and its parts, kept in memory as they are and compressed."""
-
-    def __init__(self) -> None:
-        self._files = _read()
-        self._compressed = {name: gzip.compress(text, mtime=0) for name, text in self._files.items()}
+    """The page and its parts, kept in memory once somebody has asked for them."""
 
     def routes(self) -> Sequence[BaseRoute]:
         """Return the routes of this face."""
@@ -51,18 +48,24 @@ class Dashboard:
 
     async def part(self, request: Request) -> Response:
         name = request.path_params["file"]
-        if name == PAGE or name not in self._files:
+        if name == PAGE or name not in _files():
             raise HTTPException(404)
         return self._answer(name, request)
 
     def _answer(self, name: str, request: Request) -> Response:
         headers = {"content-security-policy": CONTENT_SECURITY_POLICY, "vary": "accept-encoding"}
-        body = self._files[name]
+        body = _files()[name]
         if "gzip" in request.headers.get("accept-encoding", ""):
-            body, headers["content-encoding"] = self._compressed[name], "gzip"
+            body, headers["content-encoding"] = _compressed(name), "gzip"
         return Response(body, media_type=_MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
 
 
-def _read() -> Mapping[str, bytes]:
+@cache
+def _files() -> Mapping[str, bytes]:
     folder = files("sentinel_proxy.admin") / "web"
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@cache
+def _compressed(name: str) -> bytes:
+    return gzip.compress(_files()[name], mtime=0)
