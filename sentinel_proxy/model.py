@@ -250,9 +250,11 @@ class Frame:
 
 @dataclass(slots=True)
 class StateHealth:
-    """How the state that outlives a call is doing; embedded state is always up."""
+    """How the state that outlives a call is doing; what is kept in memory is always up."""
 
+    kind: str = "memory"  # | "sqlite" | "redis"
     up: bool = True
+    since: float | None = None  # Unix seconds; None: from the start
     errors: dict[str, int] = field(default_factory=lambda: {"read": 0, "write": 0})  # by operation
 
 
