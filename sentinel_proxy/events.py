@@ -79,6 +79,7 @@ class BreakerChanged:
     after: str
     reason: str
     rest_seconds: float  # how long it will rest, 0 unless it is open now
+    moved_by: str | None = None  # another replica, if it was moved there and we follow
 
 
 @dataclass(frozen=True, slots=True)
