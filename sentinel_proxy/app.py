@@ -6,14 +6,12 @@ collaborators. The middleware is one visible list, outermost first, and the life
 needs an event loop and closes it in reverse.
 """
 
-import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
-from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -34,7 +32,7 @@ from sentinel_proxy.api import errors, health, metrics, models, passthrough, rou
 from sentinel_proxy.api.headers import NOTHING_ASKED
 from sentinel_proxy.api.line import Line, Service
 from sentinel_proxy.clock import Clock, SystemClock
-from sentinel_proxy.config import Config, ProviderConfig
+from sentinel_proxy.config import Config
 from sentinel_proxy.errors import CallerError
 from sentinel_proxy.events import Bus, Noticed
 from sentinel_proxy.failover import Failover
@@ -50,19 +48,15 @@ from sentinel_proxy.middleware.trace import Samples, TraceMiddleware
 from sentinel_proxy.model import Feed, Load, StateHealth
 from sentinel_proxy.passthrough import Passthrough
 from sentinel_proxy.providers.base import Provider
-from sentinel_proxy.providers.ollama import OllamaProvider
-from sentinel_proxy.providers.openai import OpenAIProvider
+from sentinel_proxy.providers.configured import default_registry
 from sentinel_proxy.providers.registry import Registry
 from sentinel_proxy.rescue import Rescue
 from sentinel_proxy.resilience.rate_limit import SlidingLog
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.upstream.base import Transport
-from sentinel_proxy.upstream.http1 import Http1Transport
+from sentinel_proxy.upstream.chain import Chain, default_transport
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Wheel
-
-RETIRED_SECONDS: Final = 1.0
-"""Between two looks at whether an upstream that has left the chain is still in use."""
 
 NORMAL_PACE: Final = Pace()
 
@@ -88,7 +82,7 @@ class Proxy:
         bus: Bus | None = None,
         clock: Clock | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
-        transport: Callable[[Provider, Wheel], Transport] | None = None,
+        transport: Callable[[Provider, Wheel], Transport] = default_transport,
         pace: Pace = NORMAL_PACE,
         samples: Samples | None = None,
     ) -> None:
@@ -103,12 +97,9 @@ class Proxy:
         self._uniform = uniform
         self._pace = pace
         self._samples = samples
-        self._transport = transport if transport is not None else default_transport
         self._lines: set[Line] = set()
         self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
-        self._retired: list[Upstream] = []
-        self._closing: set[asyncio.Task[None]] = set()
-        self.upstreams = [self._upstream(provider) for provider in self.registry]
+        self.chain = Chain(config, self.registry, transport, self.wheel, self.clock, self.bus.emit)
         self.hedging = self._hedging()
         self.failover = self._failover()
         self.health = self._monitor(uniform)
@@ -142,55 +133,23 @@ class Proxy:
             ConfigError: A plugin is refused. Nothing has changed.
         """
         registry = default_registry(config)
-        kept = {upstream.name: upstream for upstream in self.upstreams if self._unchanged(upstream, config)}
         if config.rate_limit != self.config.rate_limit:
             self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
         same_hedging = (config.hedge, config.server) == (self.config.hedge, self.config.server)
-        before, self.config, self.registry = self.upstreams, config, registry
-        self.upstreams = [kept.get(provider.name) or self._upstream(provider) for provider in registry]
-        self._retired += [upstream for upstream in before if upstream not in self.upstreams]
+        self.config, self.registry = config, registry
+        self.chain.reload(config, registry)
         self.hedging = self.hedging if same_hedging else self._hedging()
         self.failover = self._failover()
         self.health.watch_over(self.upstreams, config.health, config.breaker.recovery_timeout)
-        self.metrics.know(self.names())
-        self.operations.upstreams = {upstream.name: upstream for upstream in self.upstreams}
+        self.metrics.know(self.chain.names())
+        self.operations.upstreams = self.chain.by_name()
         self.app = self._build_app()
-        self.bus.emit(Noticed("info", "configuration reloaded", {"chain": " -> ".join(self.names())}))
-        self._close_retired()
+        self.bus.emit(Noticed("info", "configuration reloaded", {"chain": " -> ".join(self.chain.names())}))
 
-    def names(self) -> list[str]:
-        """Return the names of the chain, in order."""
-        return [upstream.name for upstream in self.upstreams]
-
-    def _unchanged(self, upstream: Upstream, config: Config) -> bool:
-        """Whether everything that *upstream* was built from is as it was."""
-        policy = (config.timeouts, config.breaker, config.retry)
-        if policy != (self.config.timeouts, self.config.breaker, self.config.retry):
-            return False
-        settings = _settings_of(upstream.name, config)
-        return settings is not None and settings == _settings_of(upstream.name, self.config)
-
-    def _close_retired(self) -> None:
-        """Close the connections to upstreams that have left the chain, once nobody uses them."""
-        idle = [upstream for upstream in self._retired if not upstream.in_flight]
-        self._retired = [upstream for upstream in self._retired if upstream.in_flight]
-        for upstream in idle:
-            closing = asyncio.create_task(upstream.transport.aclose(), name=f"close {upstream.name}")
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        if self._retired:
-            self.wheel.set(self.clock.monotonic() + RETIRED_SECONDS, self._close_retired)
-
-    def _upstream(self, provider: Provider) -> Upstream:
-        config = self.config
-        return Upstream.build(
-            provider,
-            self._transport(provider, self.wheel),
-            timeouts=config.timeouts,
-            breaker=config.breaker,
-            retry=config.retry,
-            emit=self.bus.emit,
-        )
+    @property
+    def upstreams(self) -> list[Upstream]:
+        """The upstreams in force, in the order in which they are tried."""
+        return self.chain.upstreams
 
     def _failover(self) -> Failover:
         retry = RetryPolicy(self.config.retry, self.clock, self._uniform)
@@ -219,16 +178,23 @@ class Proxy:
         return monitor
 
     def _metrics(self) -> Metrics:
-        counted = Metrics(self.names())
+        counted = Metrics(self.chain.names())
         counted.listen(self.bus)
         health = self.health
-        counted.read_live(Live(self.names, self.load, self.feed, self.state, health.breaker, health.is_up))
+        counted.read_live(
+            Live(self.chain.names, self.load, self.feed, self.state, health.breaker, health.is_up)
+        )
         return counted
 
     def _operations(self) -> Operations:
-        upstreams = {upstream.name: upstream for upstream in self.upstreams}
         return Operations(
-            upstreams, self.health, self.metrics, self.load, self.feed, self.clock, self.bus.emit
+            self.chain.by_name(),
+            self.health,
+            self.metrics,
+            self.load,
+            self.feed,
+            self.clock,
+            self.bus.emit,
         )
 
     def _reporter(self) -> Reporter:
@@ -316,59 +282,13 @@ class Proxy:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._close_upstreams)
+            stack.push_async_callback(self.chain.aclose)
             await stack.enter_async_context(self.health.running())
             await stack.enter_async_context(self.reporter.running())
-            chain = " -> ".join(provider.name for provider in self.registry)
+            chain = " -> ".join(self.chain.names())
             self.bus.emit(Noticed("info", "ready", {"version": __version__, "chain": chain}))
             yield
             self.bus.emit(Noticed("info", "stopped", {}))
-
-    async def _close_upstreams(self) -> None:
-        for upstream in (*self.upstreams, *self._retired):
-            await upstream.transport.aclose()
-        if self._closing:
-            await asyncio.wait(self._closing)
-
-
-def _settings_of(name: str, config: Config) -> tuple[ProviderConfig, bool] | None:
-    """Return what *config* says of one provider; None for a plugin, which it knows nothing of."""
-    settings = next((provider for provider in config.providers if provider.name == name), None)
-    return None if settings is None else (settings, name == config.caller_key_provider)
-
-
-def default_registry(config: Config) -> Registry:
-    """
-    Return the configured chain, and what installed plugins add to it.
-
-    Raises:
-        ConfigError: Two providers share a name, or a plugin is refused.
-    """
-    registry = Registry()
-    for settings in config.providers:
-        registry.register(_provider(settings, passes_caller_key=settings.name == config.caller_key_provider))
-    registry.load_plugins()
-    return registry
-
-
-def _provider(settings: ProviderConfig, *, passes_caller_key: bool) -> Provider:
-    if settings.kind == "ollama":
-        return OllamaProvider.from_config(settings)
-    return OpenAIProvider.from_config(settings, passes_caller_key=passes_caller_key)
-
-
-def default_transport(provider: Provider, wheel: Wheel) -> Transport:
-    """Return the transport that the provider's configuration names."""
-    if provider.transport == "httpx":
-        from sentinel_proxy.upstream.httpx import HttpxTransport  # heavy, and rarely wanted
-
-        return HttpxTransport(provider.base_url, http2=find_spec("h2") is not None)
-    return Http1Transport(provider.base_url, wheel)
-
-
-def create_app(config: Config, **parts: Any) -> Starlette:
-    """Return the ASGI application for *config*; *parts* as for `Proxy`."""
-    return Proxy(config, **parts).app
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from sentinel_proxy.app import default_registry
 from sentinel_proxy.config import Config, HedgeConfig, ProviderConfig, RateLimitConfig, StateConfig
 from sentinel_proxy.drill.dialects import OLLAMA, OPENAI, Dialect
 from sentinel_proxy.errors import ConfigError
 from sentinel_proxy.providers.base import Provider
+from sentinel_proxy.providers.configured import default_registry
 from sentinel_proxy.providers.ollama import OllamaProvider
 from sentinel_proxy.providers.openai import OpenAIProvider
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import httpx
 
-from sentinel_proxy.app import Proxy, default_transport
+from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import Config
 from sentinel_proxy.drill.caller import Caller, Got
 from sentinel_proxy.drill.chain import Chain, drilled
@@ -27,6 +27,7 @@ from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.providers.registry import Registry
 from sentinel_proxy.server import running
 from sentinel_proxy.upstream.base import Exchange, Transport
+from sentinel_proxy.upstream.chain import default_transport
 from sentinel_proxy.wheel import Wheel
 
 SETTLE_SECONDS: Final = 2.0

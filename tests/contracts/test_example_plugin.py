@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from openai_schema import assert_valid
 from sentinel_gemini import WITHHELD, GeminiProvider
 
-from sentinel_proxy.app import Proxy, default_registry
+from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import load
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import Call, Endpoint, ReplyHead
 from sentinel_proxy.providers.base import Decoder
+from sentinel_proxy.providers.configured import default_registry
 from sentinel_proxy.server import running
 from sentinel_proxy.testing import FakeClock, FaultyUpstream, json_answer, openai_error, sse, sse_stream
 
