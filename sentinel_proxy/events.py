@@ -115,6 +115,7 @@ class ProbeFinished:
     """A provider was asked for its health."""
 
     result: ProbeResult
+    told_by: str | None = None  # another replica, if it was that which asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class MappedModelsChecked:
 
     provider: str
     missing: tuple[str, ...]  # as the provider knows them; empty: all are there
+    told_by: str | None = None  # another replica, if it was that which asked
 
 
 @dataclass(frozen=True, slots=True)

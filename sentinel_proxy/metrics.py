@@ -401,10 +401,12 @@ class Metrics:
         self.rescues.labels(self._provider(event.source), self._provider(event.target), event.result).inc()
 
     def _breaker_changed(self, event: BreakerChanged) -> None:
-        self.breaker_transitions.labels(self._provider(event.provider), event.after).inc()
+        if event.moved_by is None:  # else it is counted there
+            self.breaker_transitions.labels(self._provider(event.provider), event.after).inc()
 
     def _probed(self, event: ProbeFinished) -> None:
-        self.probe_duration.labels(self._provider(event.result.provider)).observe(event.result.seconds)
+        if event.told_by is None:
+            self.probe_duration.labels(self._provider(event.result.provider)).observe(event.result.seconds)
 
     def _incident_changed(self, event: IncidentChanged) -> None:
         incident = event.incident

@@ -6,11 +6,16 @@ stored once however many listen, and whoever publishes waits for nobody. Subscri
 a few at a time, because a thousand of them at once would hold up calls. One whose frames have
 left the ring unread is too slow: it is cut off, so that nobody waits for it and nothing is
 lost in silence.
+
+What was told here, in the order in which it was, and what is remembered for those who come late
+are the same where a process is alone. Where replicas share a feed, all remember it in one order,
+the store's, so that an id that one of them gave leads on at any other; `replica.journal` sees to
+that.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +24,7 @@ from typing import Any, Final
 from sentinel_proxy.clock import Clock, utc_text
 from sentinel_proxy.model import Feed, Frame
 from sentinel_proxy.ulid import Ulids
-from sentinel_proxy.wire.json import dumps
+from sentinel_proxy.wire.json import dumps, loads
 
 EVENT_TYPES: Final = ("provider_status", "incident", "metrics", "heartbeat", "system")
 
@@ -147,7 +152,9 @@ class Broadcast:
         self._counts = counts
         self._mint = mint or Ulids().mint
         self._birth = self._mint(clock.time())
-        self._ring: deque[Frame] = deque(maxlen=1 + max(capacity, LEAST_FRAMES))
+        self._told: deque[Frame] = deque(maxlen=1 + max(capacity, LEAST_FRAMES))
+        self._remembered: dict[str, Frame] = {}
+        self._before = self._birth  # the id after which everything is remembered
         self._subscriptions: dict[Subscription, None] = {}
         self._waking = False
         self._nobody_left = asyncio.Event()
@@ -162,13 +169,58 @@ class Broadcast:
     @property
     def last_id(self) -> str:
         """Where to go on from: the id of the latest frame, or one from before the first."""
-        return self._ring[-1].id if self._ring else self._birth
+        return next(reversed(self._remembered), self._before)
+
+    @property
+    def remembered(self) -> list[Frame]:
+        """What those who come late are told, oldest first."""
+        return list(self._remembered.values())
+
+    def knows(self, id: str) -> bool:
+        """Whether the frame of this *id* is remembered."""
+        return id in self._remembered
+
+    def frame(self, event_type: str, payload: dict[str, Any]) -> Frame:
+        """Put an event that happens now into a frame; nobody is told."""
+        return self._frame(self._mint(self._clock.time()), event_type, payload)
+
+    def renamed(self, frame: Frame) -> Frame:
+        """Return the same event under a new id."""
+        id = self._mint(self._clock.time())
+        return Frame(id, frame.event_type, dumps(loads(frame.text.encode()) | {"id": id}).decode())
 
     def publish(self, event_type: str, payload: dict[str, Any]) -> None:
-        """Tell everybody; returns at once."""
-        self._ring.append(self._frame(self._mint(self._clock.time()), event_type, payload))
-        self.position += 1
-        self._spread()
+        """Tell everybody who listens here; returns at once."""
+        self.show(self.frame(event_type, payload))
+
+    def show(self, frame: Frame) -> None:
+        """Tell everybody who listens here, and remember it; returns at once."""
+        self.keep(frame)
+        self._tell(frame)
+
+    def keep(self, frame: Frame) -> None:
+        """Remember as the latest what was told already."""
+        self._remembered.pop(frame.id, None)
+        self._remembered[frame.id] = frame
+        if len(self._remembered) > self._capacity:
+            self._before = next(iter(self._remembered))
+            del self._remembered[self._before]
+
+    def relearn(self, frames: Sequence[Frame], unseen: Sequence[Frame]) -> None:
+        """
+        Remember *frames*, oldest first, in place of all that was remembered.
+
+        Args:
+            unseen: Those of them that nobody here has been told; everybody is.
+        """
+        forgotten = frames[: max(0, len(frames) - self._capacity)]
+        first = forgotten[-1].id if forgotten else None
+        if first is None and frames and frames[0].id != next(iter(self._remembered), None):
+            first = self._mint(self._clock.time())  # what was before the first is not known
+        self._before = first if first is not None else self._before
+        self._remembered = {frame.id: frame for frame in frames[len(forgotten) :]}
+        for frame in unseen:
+            self._tell(frame)
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         """Tell everybody that we are there. It is no event: it has the last one's id and is not kept."""
@@ -180,24 +232,27 @@ class Broadcast:
         whole = {"id": id, "event_type": event_type, "timestamp": timestamp, "payload": payload}
         return Frame(id, event_type, dumps(whole).decode())
 
+    def _tell(self, frame: Frame) -> None:
+        self._told.append(frame)
+        self.position += 1
+        self._spread()
+
     # Who comes late.
 
     def since(self, id: str | None) -> Replay:
         """
         Return the frames after *id*, oldest first; None: all that are remembered.
 
-        An id that is older than what is remembered, or newer than everything (of another
-        replica, or of a clock that was set back), gets all of it and is told so.
+        An id that is not among them (forgotten since, or never known here) gets all of it and
+        is told so.
         """
-        size = len(self._ring)
-        first = max(0, size - self._capacity)
-        frames = list(islice(self._ring, first, None))
-        if id is None:
+        frames = self.remembered
+        if id is None or id == self._before:
             return Replay(frames, missed=False)
-        before = self._ring[first - 1].id if first else self._birth
-        if not before <= id <= self.last_id:
+        if id not in self._remembered:
             return Replay(frames, missed=True)
-        return Replay([frame for frame in frames if frame.id > id], missed=False)
+        place = next(place for place, frame in enumerate(frames) if frame.id == id)
+        return Replay(frames[place + 1 :], missed=False)
 
     def after(self, position: int) -> list[Frame]:
         """
@@ -207,9 +262,9 @@ class Broadcast:
             TooSlow: The first of them are forgotten.
         """
         count = self.position - position
-        if count > len(self._ring):
+        if count > len(self._told):
             raise TooSlow
-        return list(islice(self._ring, len(self._ring) - count, None)) if count else []
+        return list(islice(self._told, len(self._told) - count, None)) if count else []
 
     # Who listens.
 

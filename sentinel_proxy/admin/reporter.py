@@ -4,6 +4,9 @@ From facts to frames: what of all that happens is told on the live feed, and how
 A provider's status is told when it changes, and once for all changes of the same moment. That
 happens right after the event that caused it, not within: whoever reports an event is in the
 middle of something, and the status must be what it leaves behind.
+
+Where replicas share a feed, each tells what happened at itself: what another one has moved or
+found out is taken note of here, and told there.
 """
 
 import asyncio
@@ -22,6 +25,7 @@ from sentinel_proxy.events import (
     Noticed,
     ProbeFinished,
 )
+from sentinel_proxy.model import Frame
 
 Status = Mapping[str, Any]
 
@@ -48,6 +52,9 @@ class Reporter:
         view: Returns every provider's status by name, as `GET /api/providers/status` gives it.
         totals: Returns the payload of a `metrics` frame.
         heartbeat_seconds: Between two heartbeats.
+        tell: Given each frame; by default it is shown to those who listen here.
+        leads: Whether this replica tells what concerns all, such as the totals.
+        replica: The name that notices are signed with, where there may be others.
     """
 
     def __init__(
@@ -57,6 +64,10 @@ class Reporter:
         totals: Callable[[], dict[str, Any]],
         clock: Clock,
         heartbeat_seconds: float,
+        *,
+        tell: Callable[[Frame], None] | None = None,
+        leads: Callable[[], bool] = lambda: True,
+        replica: str | None = None,
     ) -> None:
         self._broadcast = broadcast
         self._view = view
@@ -64,15 +75,20 @@ class Reporter:
         self._clock = clock
         self._heartbeat_seconds = heartbeat_seconds
         self._last: dict[str, tuple[Any, ...]] = {name: told(status) for name, status in view().items()}
+        self._tell = tell if tell is not None else broadcast.show
+        self._leads = leads
+        self._signature = {} if replica is None else {"replica": replica}
         self._due = False
+        self._ours = False  # whether something of what is due happened here
 
     def __repr__(self) -> str:
         return f"<Reporter to {self._broadcast!r}>"
 
     def listen(self, bus: Bus) -> None:
         """Tell what *bus* carries from now on."""
-        for kind in (BreakerChanged, ProbeFinished, MappedModelsChecked):
-            bus.subscribe(kind, self._something_changed)
+        bus.subscribe(BreakerChanged, lambda event: self._something_changed(event.moved_by is None))
+        bus.subscribe(ProbeFinished, lambda event: self._something_changed(event.told_by is None))
+        bus.subscribe(MappedModelsChecked, lambda event: self._something_changed(event.told_by is None))
         bus.subscribe(IncidentChanged, self._incident_changed)
         bus.subscribe(HealthChecked, self._round_is_over)
         bus.subscribe(Noticed, self._noticed)
@@ -94,24 +110,37 @@ class Reporter:
 
     def tell_status(self, always: str | None = None) -> None:
         """Publish the status of every provider whose status has changed, and that of *always*."""
-        self._due = False
-        for name, status in self._view().items():
-            if (now := told(status)) != self._last.get(name) or name == always:
-                self._last[name] = now
-                self._broadcast.publish("provider_status", {"provider": name, **status})
+        self._look(ours=True, always=always)
 
-    def _something_changed(self, _: object) -> None:
+    def _look(self, *, ours: bool, always: str | None = None) -> None:
+        """Take note of every status; publish what has changed if that happened here."""
+        for name, status in self._view().items():
+            before, self._last[name] = self._last.get(name), told(status)
+            if name == always or (ours and before != self._last[name]):
+                self._publish("provider_status", {"provider": name, **status})
+
+    def _look_after(self) -> None:
+        ours, self._due, self._ours = self._ours, False, False
+        self._look(ours=ours)
+
+    def _something_changed(self, here: bool) -> None:
+        self._ours = self._ours or here
         if not self._due:
-            asyncio.get_running_loop().call_soon(self.tell_status)
+            asyncio.get_running_loop().call_soon(self._look_after)
             self._due = True
 
     def _incident_changed(self, event: IncidentChanged) -> None:
-        self._broadcast.publish("incident", {"change": event.change, **event.incident.public()})
+        self._publish("incident", {"change": event.change, **event.incident.public()})
 
     def _round_is_over(self, _: HealthChecked) -> None:
-        self._something_changed(None)
-        self._broadcast.publish("metrics", self._totals())
+        leads = self._leads()
+        self._something_changed(leads)
+        if leads:
+            self._publish("metrics", self._totals())
 
     def _noticed(self, event: Noticed) -> None:
         payload = {"level": event.level, "message": event.message, "details": event.details}
-        self._broadcast.publish("system", payload)
+        self._publish("system", payload | self._signature)
+
+    def _publish(self, event_type: str, payload: dict[str, Any]) -> None:
+        self._tell(self._broadcast.frame(event_type, payload))
