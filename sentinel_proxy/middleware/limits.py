@@ -15,6 +15,7 @@ from sentinel_proxy.api.send import send_error
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.middleware.auth import is_call
 from sentinel_proxy.model import Load, Trace
+from sentinel_proxy.replica.limits import SharedLimit
 from sentinel_proxy.resilience.rate_limit import SlidingLog, duration_text
 
 
@@ -65,6 +66,7 @@ class RateLimitMiddleware:
         limits: Limit by client name, where it has its own.
         trusted_proxies: Addresses and networks whose `X-Forwarded-For` is believed.
         load: Where refused calls are counted.
+        shared: Counts over all replicas, with *log*; None: this process is alone, and nobody waits.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class RateLimitMiddleware:
         trusted_proxies: Sequence[str],
         load: Load,
         clock: Clock,
+        shared: SharedLimit | None = None,
     ) -> None:
         self.app = app
         self._load = load
@@ -82,18 +85,22 @@ class RateLimitMiddleware:
         self._limits = limits
         self._trusted = networks(trusted_proxies)
         self._clock = clock
+        self._shared = shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not is_call(scope["path"]):
             await self.app(scope, receive, send)
             return
         trace: Trace = scope[Trace.SCOPE_KEY]
-        limit = self._limits.get(trace.client) if trace.client is not None else None
-        if (limit if limit is not None else self._log.requests) == 0:
+        limit = self._limits.get(trace.client, self._log.requests) if trace.client else self._log.requests
+        if limit == 0:
             await self.app(scope, receive, send)
             return
         key = trace.client or client_key(caller_address(scope, self._trusted))
-        decision = self._log.admit(key, self._clock.monotonic(), limit=limit)
+        if self._shared is None:
+            decision = self._log.admit(key, self._clock.monotonic(), limit=limit)
+        else:
+            decision = await self._shared.admit(key, limit)
         trace.headers += (
             (b"x-sentinel-ratelimit-limit", b"%d" % decision.limit),
             (b"x-sentinel-ratelimit-remaining", b"%d" % decision.remaining),

@@ -7,6 +7,7 @@ burst does so in its first window. Pure: *now* (monotonic seconds) is an argumen
 """
 
 import math
+from bisect import insort
 from collections import OrderedDict, deque
 from typing import Final, NamedTuple
 
@@ -64,11 +65,19 @@ class SlidingLog:
         if limit <= 0:
             return UNLIMITED
         log = self._log_of(key, now)
-        excess = len(log) - limit
-        if excess >= 0:  # more than 0 after the limit was lowered
-            return Decision(False, limit, 0, log[excess] - now, log[-1] - now)
+        refused = _refusal(log, limit, now)
+        if refused is not None:
+            return refused
         log.append(now + self.window_seconds)
         return Decision(True, limit, limit - len(log), 0.0, self.window_seconds)
+
+    def refusal(self, key: str, now: float, limit: int) -> Decision | None:
+        """Return why a request would be refused, None if it would not be; counts nothing."""
+        return _refusal(self._log_of(key, now), limit, now) if key in self._logs else None
+
+    def note(self, key: str, at: float) -> None:
+        """Count a request that somebody else has admitted; *at* may be earlier than those counted before."""
+        insort(self._log_of(key, at), at + self.window_seconds)
 
     def _log_of(self, key: str, now: float) -> deque[float]:
         """
@@ -93,9 +102,16 @@ class SlidingLog:
             logs.popitem(last=False)
         for _ in range(min(2, len(logs))):
             silent, log = next(iter(logs.items()))
-            if log[-1] > now:
+            if log and log[-1] > now:
                 return
             del logs[silent]
+
+
+def _refusal(log: deque[float], limit: int, now: float) -> Decision | None:
+    excess = len(log) - limit
+    if excess < 0:
+        return None
+    return Decision(False, limit, 0, log[excess] - now, log[-1] - now)  # above 0 after the limit was lowered
 
 
 def duration_text(seconds: float) -> str:

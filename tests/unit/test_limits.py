@@ -1,14 +1,20 @@
 """What is refused before anything is read: too many calls of one client, more than fit at all."""
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import pytest
+from fake_store import FakeState
 from openai_schema import assert_valid
 from starlette.types import Message, Receive, Scope, Send
 
 from sentinel_proxy.middleware.limits import InFlightMiddleware, RateLimitMiddleware
-from sentinel_proxy.model import Load, Trace
+from sentinel_proxy.model import Load, StateHealth, Trace
+from sentinel_proxy.replica.limits import SharedLimit
+from sentinel_proxy.replica.link import Link
 from sentinel_proxy.resilience.rate_limit import SlidingLog
 from sentinel_proxy.testing import FakeClock
 
@@ -94,6 +100,38 @@ class TestRateLimit:
         assert [headers["x-sentinel-ratelimit-limit"] for _, headers, _ in answers] == ["2", "2", "2"]
         assert [headers["x-sentinel-ratelimit-remaining"] for _, headers, _ in answers] == ["1", "0", "0"]
         assert answers[0][1]["x-sentinel-ratelimit-reset"] == "1m0s"
+
+    async def test_a_process_alone_decides_without_waiting(self) -> None:
+        """Nothing on the way to the application gives up the event loop."""
+        limit, _, _ = self.middleware()
+
+        async def app(*_: Any) -> None:
+            pass
+
+        limit.app = app
+
+        with pytest.raises(StopIteration):
+            limit(scope(), unread, cast(Send, None)).__await__().__next__()
+
+    async def test_replicas_count_together_and_every_client_by_its_own_limit(self) -> None:
+        state = FakeState(FakeClock())
+        async with AsyncExitStack() as stack:
+            replicas = []
+            for _ in range(2):
+                link = Link(state.store(), FakeClock(), StateHealth(), lambda _: None, "01REPLICA")
+                await stack.enter_async_context(link.running())
+                shared = SharedLimit(SlidingLog(2, 60.0), link, FakeClock())
+                replicas.append(self.middleware(limits={"web": 3, "batch": 0}, shared=shared)[0])
+
+            def together(name: str | None) -> Awaitable[list[tuple[int, dict[str, str], Any]]]:
+                return asyncio.gather(*(ask(each, scope(name=name)) for each in replicas * 3))
+
+            answers = {name: await together(name) for name in ("web", "batch", None)}
+
+        served = {name: [status for status, *_ in those].count(200) for name, those in answers.items()}
+        assert served == {"web": 3, "batch": 6, None: 2}
+        assert {headers["x-sentinel-ratelimit-limit"] for _, headers, _ in answers["web"]} == {"3"}
+        assert state.asked.count("admit") <= 12  # none for who has no limit
 
     @pytest.mark.parametrize("path", ["/health", "/livez", "/metrics", "/api/providers/status"])
     async def test_operators_are_not_limited(self, path: str) -> None:

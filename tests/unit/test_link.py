@@ -19,6 +19,13 @@ from sentinel_proxy.testing import FakeClock
 pytestmark = pytest.mark.anyio
 
 SECRET = "sk-of-somebody"
+SLACK_SECONDS = module.SLACK_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine wakes tests late; here that is no excuse for the store."""
+    monkeypatch.setattr(module, "SLACK_SECONDS", 60.0)
 
 
 class FarStore:
@@ -182,7 +189,10 @@ class TestAsking:
         assert caught.value.__cause__ is None
         assert parts.state.errors["read"] == 1
 
-    async def test_what_this_process_was_too_busy_for_is_not_held_against_the_store(self) -> None:
+    async def test_what_this_process_was_too_busy_for_is_not_held_against_the_store(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "SLACK_SECONDS", SLACK_SECONDS)
         never = asyncio.Event()
         async with linked() as parts:
             asyncio.get_running_loop().call_soon(time.sleep, 0.05)

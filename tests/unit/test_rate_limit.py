@@ -143,6 +143,35 @@ def test_a_silent_key_is_remembered_while_one_of_its_requests_counts() -> None:
     assert admitted(log, "web", 1061.0, asked=2) == 1
 
 
+def test_looking_whether_a_request_would_be_refused_counts_nothing() -> None:
+    log = SlidingLog(1, 60.0)
+
+    before = [log.refusal("web", 1000.0, limit=1) for _ in range(3)]
+    log.admit("web", 1000.0)
+
+    assert (before, len(log)) == ([None] * 3, 1)
+    assert log.refusal("web", 1020.0, limit=1) == log.admit("web", 1020.0)
+
+
+def test_requests_that_others_admitted_count_in_whatever_order_they_come() -> None:
+    log = SlidingLog(2, 60.0)
+    log.note("web", 1000.5)
+    log.note("web", 1000.0)
+
+    assert log.admit("web", 1001.0) == Decision(False, 2, 0, 59.0, 59.5)
+    assert log.admit("web", 1060.25).allowed
+
+
+def test_a_key_that_was_only_looked_at_since_its_window_ended_is_forgotten_like_others() -> None:
+    log = SlidingLog(1, 60.0)
+    log.note("web", 1000.0)
+    log.refusal("web", 1061.0, limit=1)
+
+    log.admit("batch", 1062.0)
+
+    assert len(log) == 1
+
+
 @given(
     limit=st.integers(1, 5),
     pauses=st.lists(st.integers(0, 20), max_size=60),
