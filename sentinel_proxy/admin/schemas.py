@@ -229,7 +229,14 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
                     }
                 )
             ),
-            "state": record({"kind": text(), "status": text()}),
+            "state": record(
+                {
+                    "kind": choice(("memory", "sqlite", "redis")),
+                    "status": choice(("up", "away")),
+                    "since": moment("of the last change; absent where state is in memory"),
+                },
+                optional=["since"],
+            ),
         }
     ),
     "Model": record(

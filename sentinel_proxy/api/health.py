@@ -2,13 +2,15 @@
 Three questions of three askers: is it well (people), does it live, should it get traffic (orchestrators).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from sentinel_proxy.api.line import Service
+from sentinel_proxy.clock import utc_text
+from sentinel_proxy.model import StateHealth
 from sentinel_proxy.wire.json import dumps
 
 
@@ -35,7 +37,7 @@ def routes(service: Service, version: str) -> Sequence[BaseRoute]:
             "version": version,
             "uptime_seconds": round(now - started, 3),
             "providers": providers,
-            "state": {"kind": "memory", "status": "up"},
+            "state": _state(service.state),
         }
         return Response(dumps(body), media_type="application/json")
 
@@ -48,3 +50,9 @@ def routes(service: Service, version: str) -> Sequence[BaseRoute]:
         return Response(b'{"status":"ready"}', media_type="application/json")
 
     return [Route("/health", health), Route("/livez", livez), Route("/readyz", readyz)]
+
+
+def _state(state: StateHealth) -> Mapping[str, str]:
+    """Tell of the store; that it is away concerns operators, not whether calls should come here."""
+    since = {} if state.since is None else {"since": utc_text(state.since)}
+    return {"kind": state.kind, "status": "up" if state.up else "away", **since}

@@ -19,7 +19,7 @@ from sentinel_proxy.config import Config
 from sentinel_proxy.errors import CallerError, NoReply, UpstreamError
 from sentinel_proxy.events import CallFinished, Emit
 from sentinel_proxy.failover import Failover
-from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, Trace, header
+from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, StateHealth, Trace, header
 from sentinel_proxy.reply import Reply
 from sentinel_proxy.rescue import Rescue
 from sentinel_proxy.wheel import Wheel
@@ -38,6 +38,7 @@ class Service:
     clock: Clock
     emit: Emit
     lines: "set[Line]" = field(default_factory=set)  # the requests being served
+    state: StateHealth = field(default_factory=StateHealth)
 
 
 class Line:
