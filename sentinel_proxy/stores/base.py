@@ -60,7 +60,11 @@ class Store(Protocol):
         """
 
     async def breakers(self) -> Sequence[BreakerRecord]:
-        """Return every breaker that is known, aged to now: a rest that is over has 0 seconds left."""
+        """
+        Return every breaker that is known, aged to now: a rest that is over has 0 seconds left.
+
+        One that nothing has changed for `records.kept_seconds` is forgotten.
+        """
 
     # Leases: leave to do what only a few may do at a time.
 
@@ -96,11 +100,16 @@ class Store(Protocol):
 
         A contribution with a known `id` takes the place of the old one. A new one joins the
         latest incident of its `key` if anybody of *alive* says that it is ongoing and this
-        replica has not contributed yet; else it begins a new incident.
+        replica has not contributed yet (`records.joins`); else it begins a new incident.
         """
 
     async def incidents(self) -> Sequence[SharedIncident]:
-        """Return the ring of incidents, newest first; the oldest that nobody calls ongoing goes first."""
+        """
+        Return the ring of incidents, newest first.
+
+        Where there is no room the oldest that nobody calls ongoing goes, or else the oldest; never
+        the one that has just come.
+        """
 
     # Replicas.
 
@@ -117,7 +126,8 @@ class Store(Protocol):
         """
         Yield what happens from now on, of this replica's own doing too; ends when the store closes.
 
-        Frames come without gap or repetition as long as the ring holds what was missed. Whenever
-        the store was out of reach, or lost its memory, `Resumed` comes first. Never raises
+        The first is `Resumed`: from here on nothing is missed, so who reads the store now knows
+        it all. It comes again whenever the store was out of reach or lost its memory. Frames come
+        without gap or repetition as long as the ring holds what was missed. Never raises
         `StoreAway`: it waits, and tries again. For one reader.
         """

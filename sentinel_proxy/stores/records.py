@@ -7,6 +7,9 @@ from typing import Final
 RANKS: Final = {"closed": 0, "half_open": 1, "open": 2, "isolated": 3}
 """Of two states of one era the graver one stands."""
 
+KEPT_SECONDS: Final = 3600.0
+"""The least time for which a breaker's state is of use to a replica that comes back."""
+
 
 @dataclass(frozen=True, slots=True)
 class BreakerRecord:
@@ -57,8 +60,33 @@ def merged(ours: BreakerRecord, theirs: BreakerRecord) -> BreakerRecord:
     return winner
 
 
-def _weight(record: BreakerRecord) -> tuple[int, int, int, float, str]:
-    return record.orders, record.era, RANKS[record.state], record.rest_seconds, record.replica
+def _weight(record: BreakerRecord) -> tuple[int, int, int, float, str, float, int, str]:
+    """All that two records may differ in, the decisive first; texts compare by code point."""
+    return (
+        record.orders,
+        record.era,
+        RANKS[record.state],
+        record.rest_seconds,
+        record.replica,
+        record.since_seconds,
+        record.level,
+        record.reason,
+    )
+
+
+def aged(record: BreakerRecord, seconds: float) -> BreakerRecord:
+    """Return *record* as it is *seconds* later; none pass where a clock was set back."""
+    passed = max(0.0, seconds)
+    return replace(
+        record,
+        rest_seconds=max(0.0, record.rest_seconds - passed),
+        since_seconds=record.since_seconds + passed,
+    )
+
+
+def kept_seconds(record: BreakerRecord) -> float:
+    """Return how long a store keeps *record* if nothing changes it: old outages must not come back."""
+    return max(KEPT_SECONDS, 2.0 * record.rest_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +120,13 @@ class SharedIncident:
 
     id: str
     contributions: Sequence[Contribution]
+
+
+def joins(contribution: Contribution, latest: SharedIncident, alive: frozenset[str]) -> bool:
+    """Whether a new contribution belongs to the latest incident of its key."""
+    return any(each.ongoing and each.replica in alive for each in latest.contributions) and not any(
+        each.replica == contribution.replica for each in latest.contributions
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,90 @@
+"""What stores are made of in tests, and how their news are listened to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from harness import eventually
+
+from sentinel_proxy.stores.base import News, Store
+from sentinel_proxy.stores.embedded import EmbeddedStore
+from sentinel_proxy.stores.records import Resumed
+from sentinel_proxy.testing import FakeClock
+
+
+class Backing(Protocol):
+    """
+    Something that keeps what stores are told: a file, a server. Each test has an empty one of its own.
+
+    Attributes:
+        clock: What all its stores take for the time.
+        shared: Whether several of its stores may be open at once.
+    """
+
+    clock: FakeClock
+    shared: bool
+
+    def store(self, *, incidents: int = 5, events: int = 5) -> Store:
+        """Return another store on the same state, not yet open."""
+        ...
+
+
+class FileBacking:
+    """A file of its own in *directory*."""
+
+    shared = False
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = FakeClock()
+        self.path = directory / "state.db"
+
+    def store(self, *, incidents: int = 5, events: int = 5) -> EmbeddedStore:
+        """Return another store on the file; the one before must be closed."""
+        return EmbeddedStore(self.path, incidents, events, self.clock)
+
+
+@asynccontextmanager
+async def embedded(directory: Path) -> AsyncIterator[Backing]:
+    """Keep state in a file."""
+    yield FileBacking(directory)
+
+
+Maker = Callable[[Path], AbstractAsyncContextManager[Backing]]
+
+ALONE: Final[Mapping[str, Maker]] = {"embedded": embedded}
+"""State that one store at a time may use; called with an empty directory of the test's own."""
+
+SHARED: Final[Mapping[str, Maker]] = {}
+"""State that many stores may use at once; one for every way in which Redis is spoken to."""
+
+
+@asynccontextmanager
+async def opened(store: Store) -> AsyncIterator[Store]:
+    """Have *store* open for a while."""
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@asynccontextmanager
+async def listening(store: Store) -> AsyncIterator[list[News]]:
+    """Collect the news of *store* in a list that grows, from now on and without the first `Resumed`."""
+    heard: list[News] = []
+
+    async def listen() -> None:
+        async for news in store.news():
+            heard.append(news)
+
+    task = asyncio.create_task(listen())
+    try:
+        await eventually(lambda: heard)
+        assert heard.pop(0) == Resumed()
+        yield heard
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
