@@ -2,23 +2,32 @@
 Metrics: the events folded into Prometheus series.
 
 `SERIES` is every metric there is; docs/metrics.md lists the same, and a test holds them equal.
-Counters and histograms grow with events, on prometheus-client, in a registry of our own. What
-can simply be looked up (calls in flight, breakers) is read when somebody scrapes.
+Counters and histograms grow with events. What can simply be looked up (calls in flight, breakers)
+is read when somebody scrapes, and told to siblings once a second. Both stand in `board.Numbers`,
+so whichever worker is scraped tells the truth of all; prometheus-client writes it down.
 
 Label values come from configured or closed sets alone: what callers and upstreams invent is
 `other`, what does not apply is `none`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from itertools import accumulate
+from typing import Final, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from sentinel_proxy.board import Counter, Histogram, Numbers
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.events import (
     AttemptFailed,
@@ -37,6 +46,7 @@ from sentinel_proxy.resilience.breaker import State
 NONE: Final = "none"
 OTHER: Final = "other"
 ANSWERED: Final = "answered"
+_BETWEEN: Final = "\x1f"  # a name and its labels, in a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,10 @@ class Series:
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()
+
+    def key(self, labels: Sequence[str]) -> str:
+        """Return the key of its numbers with these *labels*."""
+        return _BETWEEN.join((self.name, *labels))
 
 
 # Answers of language models take from tenths of a second to many minutes.
@@ -196,6 +210,15 @@ SERIES: Final = (
     STATE_ERRORS,
 )
 
+_KINDS: Final = {series.name: series.kind for series in SERIES}
+
+# What is true of all workers together; other gauges are sums.
+FOLDS: Final[Mapping[str, Callable[[float, float], float]]] = {
+    BREAKER_STATE.name: max,
+    PROVIDER_UP.name: max,
+    STATE_UP.name: min,
+}
+
 STATE_VALUES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2, State.ISOLATED: 2}
 
 # How a trail can name what went wrong: a kind, a status, or why nothing was sent.
@@ -251,17 +274,40 @@ class _CallSeries:
         }
 
 
+Kind = TypeVar("Kind", Counter, Histogram)
+
+
+class Labelled(Generic[Kind]):
+    """A series of counters or histograms: one for each of its label values."""
+
+    def __init__(self, series: Series, make: Callable[[str], Kind]) -> None:
+        self._series = series
+        self._make: Callable[[str], Kind] = make
+        self._made: dict[tuple[str, ...], Kind] = {}
+
+    def labels(self, *values: str) -> Kind:
+        """Return the one with these label values; there from now on."""
+        made = self._made.get(values)
+        if made is None:
+            made = self._made[values] = self._make(self._series.key(values))
+        return made
+
+
 class Metrics:
     """
-    Every series of one process.
+    Every series of one process, and with siblings on a board the sum of all.
 
     Args:
         providers: The names of the chain: the label values there are.
+        numbers: Where they are counted.
     """
 
-    def __init__(self, providers: Sequence[str]) -> None:
+    def __init__(self, providers: Sequence[str], numbers: Numbers | None = None) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(_Everybody(self))
+        self.numbers = numbers if numbers is not None else Numbers()
         self.totals = Totals()
+        self._live: Live | None = None
         self._providers: frozenset[str] = frozenset()
         self._answered: dict[str, Counter] = {}
         self._calls: dict[tuple[Endpoint, str | None], _CallSeries] = {}
@@ -284,13 +330,11 @@ class Metrics:
     def __repr__(self) -> str:
         return f"<Metrics of {self.totals.requests} calls>"
 
-    def _counter(self, series: Series) -> Counter:
-        return Counter(series.name, series.help, series.labels, registry=self.registry)
+    def _counter(self, series: Series) -> Labelled[Counter]:
+        return Labelled(series, lambda key: Counter(self.numbers, key))
 
-    def _histogram(self, series: Series) -> Histogram:
-        return Histogram(
-            series.name, series.help, series.labels, registry=self.registry, buckets=series.buckets
-        )
+    def _histogram(self, series: Series) -> Labelled[Histogram]:
+        return Labelled(series, lambda key: Histogram(self.numbers, key, series.buckets))
 
     def know(self, providers: Sequence[str]) -> None:
         """Count these by name from now on, beside those known before: their series go on."""
@@ -314,8 +358,14 @@ class Metrics:
         self.incidents.labels(IncidentType.NO_PROVIDER_ANSWERED.value, NONE)
 
     def read_live(self, live: "Live") -> None:
-        """Read the rest from *live* whenever somebody scrapes; call once."""
-        self.registry.register(live)
+        """Read the rest from *live*; call once."""
+        self._live = live
+        self.publish()
+
+    def publish(self) -> None:
+        """Note what is looked up, as of now: siblings are asked too, and they know only what was noted."""
+        if self._live is not None:
+            self._live.note(self.numbers)
 
     def listen(self, bus: Bus) -> None:
         """Count everything that *bus* carries from now on."""
@@ -336,7 +386,7 @@ class Metrics:
             accept: The scraper's `Accept` header, which may ask for OpenMetrics; may be "".
         """
         encode, content_type = choose_encoder(accept)
-        return encode(_WithoutCreated(self.registry)), content_type
+        return encode(self.registry), content_type
 
     def _provider(self, name: str | None) -> str:
         """Return *name* as a label value."""
@@ -418,9 +468,9 @@ class Metrics:
             self.outage_duration.labels(provider).observe(incident.details["outage_seconds"])
 
 
-class Live(Collector):
+class Live:
     """
-    What is not counted but looked up, at the moment of a scrape.
+    What is not counted but looked up.
 
     Args:
         providers: Returns the names of the chain.
@@ -443,15 +493,24 @@ class Live(Collector):
         self._state = state
         self._breaker = breaker
         self._is_up = is_up
+        self._noted: dict[str, float] = {}  # keys, and what had been counted before this process
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield each metric with its values as of now."""
-        for series, values in self._values().items():
-            family = GaugeMetricFamily if series.kind == "gauge" else CounterMetricFamily
-            metric: Metric = family(series.name, series.help, labels=series.labels)
-            for labels, value in values.items():
-                metric.add_metric(labels, value)  # type: ignore[attr-defined]
-            yield metric
+    def note(self, numbers: Numbers) -> None:
+        """Write down each number as of now; those of a provider that has gone become none."""
+        values = {
+            series.key(labels): (series, float(value))
+            for series, by_labels in self._values().items()
+            for labels, value in by_labels.items()
+        }
+        for key in numbers.keys() - values.keys():
+            if _kind(key) == "gauge":
+                cells, at = numbers.cells(key)
+                cells[at] = math.nan
+        for key, (series, value) in values.items():
+            cells, at = numbers.cells(key)
+            if key not in self._noted:
+                self._noted[key] = cells[at] if series.kind == "counter" else 0.0
+            cells[at] = self._noted[key] + value
 
     def _values(self) -> Mapping[Series, Mapping[tuple[str, ...], float]]:
         load, feed, state = self._load, self._feed, self._state
@@ -470,13 +529,55 @@ class Live(Collector):
         }
 
 
-class _WithoutCreated(Collector):
-    """The registry without the `_created` samples, which double the series and say little."""
+class _Everybody(Collector):
+    """What all workers say, folded into one answer."""
 
-    def __init__(self, registry: Collector) -> None:
-        self._registry = registry
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
+        """Yield each metric with its values as of now."""
+        self._metrics.publish()
+        folded = _folded(self._metrics.numbers)
+        for series in SERIES:
+            yield _family(series, folded[series.name])
+
+
+def _folded(numbers: Numbers) -> dict[str, dict[tuple[str, ...], list[float]]]:
+    """Return the numbers of each series by their labels: sums, but for `FOLDS`, and no gauges of the dead."""
+    folded: dict[str, dict[tuple[str, ...], list[float]]] = {series.name: {} for series in SERIES}
+    for said in numbers.everyone():
+        for key, values in said.numbers.items():
+            if math.isnan(values[0]) or (_kind(key) == "gauge" and not said.alive):
+                continue
+            name, *labels = key.split(_BETWEEN)
+            fold = FOLDS.get(name, _sum)
+            before = folded[name].get(tuple(labels))
+            folded[name][tuple(labels)] = (
+                list(values) if before is None else [fold(*pair) for pair in zip(before, values, strict=True)]
+            )
+    return folded
+
+
+def _kind(key: str) -> str:
+    return _KINDS[key.partition(_BETWEEN)[0]]
+
+
+def _sum(left: float, right: float) -> float:
+    return left + right
+
+
+def _family(series: Series, numbers: Mapping[tuple[str, ...], Sequence[float]]) -> Metric:
+    """Return *series* as prometheus-client writes it down."""
+    if series.kind == "histogram":
+        histogram = HistogramMetricFamily(series.name, series.help, labels=series.labels)
+        bounds = [*(str(float(bound)) for bound in series.buckets), "+Inf"]
+        for labels, (total, *counts) in numbers.items():
+            histogram.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+        return histogram
+    family = (GaugeMetricFamily if series.kind == "gauge" else CounterMetricFamily)(
+        series.name, series.help, labels=series.labels
+    )
+    for labels, (value,) in numbers.items():
+        family.add_metric(labels, value)
+    return family
