@@ -14,6 +14,7 @@ from sentinel_proxy.model import Usage
 from sentinel_proxy.testing import (
     Script,
     Send,
+    ToolCall,
     ollama_completion,
     ollama_lines,
     ollama_tags,
@@ -58,6 +59,8 @@ class Dialect:
         terminated: The last event of a stream ends it and says nothing else (`[DONE]`).
         overflow_tokens: The window that `CONTEXT_OVERFLOW` speaks of; 0 if it gives no number.
         catalogue: Makes the answer to a probe: the names of models in, JSON out.
+        tool_call: The events of a stream that has begun to call a tool and is not done; empty if
+            the API has no tools.
     """
 
     completion: Callable[[str, Usage], bytes]
@@ -71,6 +74,7 @@ class Dialect:
     terminated: bool = False
     overflow_tokens: int = 0
     catalogue: Callable[[Sequence[str]], bytes] = lambda _: b"{}"
+    tool_call: Sequence[bytes] = ()
 
 
 def body_of(script: Script) -> bytes:
@@ -85,6 +89,7 @@ def _openai(message: str, code: str | None, type: str = "invalid_request_error")
 
 
 _OVERFLOW_TOKENS: Final = 4096
+_TOOL_CALL: Final = ToolCall("book_a_table", {"persons": 4, "at": "20:00"}, id="call_drill")
 
 OPENAI: Final = Dialect(
     completion=lambda text, usage: body_of(openai_completion(text, usage=usage)),
@@ -117,6 +122,7 @@ OPENAI: Final = Dialect(
     terminated=True,
     overflow_tokens=_OVERFLOW_TOKENS,
     catalogue=lambda models: body_of(openai_models(*models)),
+    tool_call=openai_chunks([], tool_calls=[_TOOL_CALL], finish_reason=None, done=False),
 )
 
 OLLAMA: Final = Dialect(
@@ -138,4 +144,5 @@ OLLAMA: Final = Dialect(
     error_event=json.dumps({"error": "the model runner has stopped"}) + b"\n",
     ping=b"\n",
     catalogue=lambda models: body_of(ollama_tags(*models)),
+    tool_call=ollama_lines([], tool_calls=[_TOOL_CALL])[:-1],
 )

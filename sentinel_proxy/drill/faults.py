@@ -121,6 +121,12 @@ def breaks(by: Step | None, after: int = SPOKEN_TOKENS) -> Fault:
     return play
 
 
+def breaks_in_tool_call(asked: Asked) -> Script:
+    """Reset the connection once a tool call has begun."""
+    *said, _ = asked.played(asked.dialect.tool_call)
+    return [*said, Pause(BREATH_SECONDS), Reset()]
+
+
 def garbles(after: int = SPOKEN_TOKENS) -> Fault:
     """Send half of an event in the place of one, and go on."""
 

@@ -48,6 +48,12 @@ def has_pings(policy: Policy) -> str:
     return "" if link.dialect.ping is not None else f"streams of {link.original.name} have nothing like it"
 
 
+def has_tools(policy: Policy) -> str:
+    """Streams of the first provider can call tools."""
+    link = policy.links[0]
+    return "" if link.dialect.tool_call else f"{link.original.name} calls no tools"
+
+
 def has_next(policy: Policy) -> str:
     """There is another provider."""
     return "there is no provider to go to" if policy.alone else ""

@@ -11,6 +11,7 @@ from typing import Final
 from sentinel_proxy.drill import faults, stories
 from sentinel_proxy.drill.dialects import Refusal
 from sentinel_proxy.drill.expected import (
+    INTERRUPTED,
     Expected,
     after_first_token,
     before_first_token,
@@ -77,6 +78,14 @@ def fails(fault: Fault, rule: Rule, *, times: int | None = None, exact: bool = T
 def breaks(fault: Fault) -> Play:
     """Play one stream whose first provider breaks it off in the middle."""
     return one_call(lambda _: fault, lambda policy: after_first_token(policy, takes=faults.BREATH_SECONDS))
+
+
+async def breaks_in_tool_call(stage: Stage) -> Told:
+    """Nobody else can finish what another model has begun to order: half of it must not be carried out."""
+    stage.first.always(faults.breaks_in_tool_call)
+    asked = {0: (1, 1)} | {at: (0, 0) for at in range(1, len(stage.servers))}
+    expected = Expected(None, faults.BREATH_SECONDS, asked, code=INTERRUPTED, broken=True)
+    return await stories.one(stage, expected)
 
 
 def stalls(fault: Callable[[Policy], Fault], takes: Callable[[Policy], float]) -> Play:

@@ -225,6 +225,14 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         STREAMS,
     ),
     Scenario(
+        "cut-tool-call",
+        "Cut in a tool call",
+        "resets the connection while it calls a tool",
+        plays.breaks_in_tool_call,
+        STREAMS,
+        needs.has_tools,
+    ),
+    Scenario(
         "malformed-first",
         "Malformed first event",
         "sends half an event in the place of the first token",

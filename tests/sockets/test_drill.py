@@ -156,7 +156,7 @@ class Unadvised:
 def wrapped_in(middleware: Any) -> Callable[..., Proxy]:
     def make(config: Config, **parts: Any) -> Proxy:
         proxy = Proxy(config, **parts)
-        proxy.app.add_middleware(middleware)
+        proxy.app = middleware(proxy.app)
         return proxy
 
     return make
@@ -188,7 +188,8 @@ def never_opening(config: Config, **parts: Any) -> Proxy:
 
 
 WHERE_STREAMS_BREAK = {
-    *("cut", "cut-cleanly", "stalled-stream", "stalled-with-pings", "malformed", "error-later"),
+    *("cut", "cut-cleanly", "cut-tool-call", "stalled-stream", "stalled-with-pings"),
+    *("malformed", "error-later"),
 }
 
 
@@ -418,12 +419,21 @@ def test_a_plugin_can_be_the_first_of_the_chain(monkeypatch: pytest.MonkeyPatch)
     report = rehearse(
         load(None, {"OPENAI_API_KEY": "sk-of-the-reader"}).config,
         scenarios=some(
-            "500-once", "reset", "cut", "cut-cleanly", "malformed", "pings-only", "quota", "no-done"
+            "500-once",
+            "reset",
+            "cut",
+            "cut-cleanly",
+            "cut-tool-call",
+            "malformed",
+            "pings-only",
+            "quota",
+            "no-done",
         ),
     )
 
     assert complaints(report) == {}
     assert {result.id: result.caller for result in report.results if result.verdict == "skipped"} == {
+        "cut-tool-call": "gemini calls no tools",
         "quota": "gemini has no such answer",
         "no-done": "streams of gemini have no such end",
     }
