@@ -10,9 +10,10 @@ import asyncio
 import atexit
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from queue import SimpleQueue
-from typing import Any, BinaryIO, Final, cast
+from select import PIPE_BUF, select
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import orjson
 import structlog
@@ -34,19 +35,59 @@ LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _CALL_LEVELS: Final = {Outcome.FAILURE: "warning", Outcome.TRUNCATED: "warning"}
 
 
+class Writes(Protocol):
+    """Takes lines, and never makes who logs them wait."""
+
+    lost: int  # lines that could not be written, or not in time
+
+    def write(self, line: bytes) -> None:
+        """Take one line."""
+
+    def close(self) -> None:
+        """Write what is left. May be called twice."""
+
+
+class AtOnce:
+    """
+    Writes each line as it comes, without a thread: for a process that forks others and serves nobody.
+
+    What its reader has no room for is lost, and counted.
+    """
+
+    def __init__(self, stream: BinaryIO | None = None) -> None:
+        self._stream = stream if stream is not None else _stdout()
+        self.lost = 0
+
+    def write(self, line: bytes) -> None:
+        """Write one line if that can be done now."""
+        try:
+            _, ready, _ = select([], [self._stream], [], 0)
+            if ready:
+                self._stream.write(line + b"\n")
+        except (OSError, ValueError):
+            ready = []
+        self.lost += not ready
+
+    def close(self) -> None:
+        """Nothing is ever left."""
+
+
 class Sink:
     """
     Gathers lines and writes them together, in order, from a thread of its own.
 
     Args:
         stream: Unbuffered, or else nobody sees the last lines until it is closed.
+        shared: Whether other processes write to it too. Lines are then written in pieces that a
+            pipe takes whole, so that none is torn.
 
     Attributes:
         lost: Lines that could not be written, or not in time.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, *, shared: bool = False) -> None:
         self._stream = stream
+        self._piece_bytes = PIPE_BUF if shared else sys.maxsize
         self._gathered: list[bytes] = []
         self._handle: asyncio.TimerHandle | None = None
         self._batches: SimpleQueue[list[bytes]] = SimpleQueue()
@@ -93,20 +134,47 @@ class Sink:
 
     def _write_batches(self) -> None:
         while batch := self._batches.get():
-            left = memoryview(b"\n".join(batch) + b"\n")
-            try:
-                while left:
-                    left = left[self._stream.write(left) :]
-            except (OSError, ValueError):  # closed, or full: lines are lost, never a call
-                self.lost += len(batch)
-            self._settled += len(batch)
+            for lines in _pieces(batch, self._piece_bytes):
+                left = memoryview(b"\n".join(lines) + b"\n")
+                try:
+                    while left:
+                        left = left[self._stream.write(left) :]
+                except (OSError, ValueError):  # closed, or full: lines are lost, never a call
+                    self.lost += len(lines)
+                self._settled += len(lines)
+
+
+def _pieces(batch: Sequence[bytes], most_bytes: int) -> Iterator[Sequence[bytes]]:
+    """Cut *batch* into runs of lines of at most *most_bytes*; a longer line stands alone."""
+    begin = size = 0
+    for index, line in enumerate(batch):
+        if size and size + len(line) + 1 > most_bytes:
+            yield batch[begin:index]
+            begin, size = index, 0
+        size += len(line) + 1
+    yield batch[begin:]
 
 
 class Log:
-    """Folds events into lines."""
+    """
+    Folds events into lines.
 
-    def __init__(self, config: LogConfig, stream: BinaryIO | None = None) -> None:
-        self.sink = Sink(stream if stream is not None else _stdout())
+    Args:
+        stream: Where they go; by default standard output.
+        sink: Writes them; by default a `Sink`.
+        worker: Which worker this is, told in each line; None where there is one process.
+    """
+
+    def __init__(
+        self,
+        config: LogConfig,
+        stream: BinaryIO | None = None,
+        *,
+        sink: Writes | None = None,
+        worker: int | None = None,
+    ) -> None:
+        shared = worker is not None
+        self.sink = sink or Sink(stream if stream is not None else _stdout(), shared=shared)
         self._least = LEVELS[config.level]
         render = _console() if config.format == "console" else _json
         self._logger = structlog.wrap_logger(
@@ -114,6 +182,7 @@ class Log:
             processors=[structlog.processors.TimeStamper(fmt="iso", utc=True), render],
             wrapper_class=_writer(self.sink),
             cache_logger_on_first_use=True,
+            worker=worker,
         )
 
     def listen(self, bus: Bus) -> None:
@@ -220,7 +289,7 @@ def _console() -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
     return render
 
 
-def _writer(sink: Sink) -> type[structlog.BoundLoggerBase]:
+def _writer(sink: Writes) -> type[structlog.BoundLoggerBase]:
     class Writer(structlog.BoundLoggerBase):
         """Runs structlog's processors and gives the finished line to the sink."""
 

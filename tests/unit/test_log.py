@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import select
 import threading
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from sentinel_proxy import log as logging
 from sentinel_proxy.config import LogConfig
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinished, Event, Noticed
-from sentinel_proxy.log import Log, Sink
+from sentinel_proxy.log import AtOnce, Log, Sink
 from sentinel_proxy.model import Attempt, Call, Endpoint, Outcome, Usage
 
 pytestmark = pytest.mark.anyio
@@ -146,6 +147,15 @@ class TestLines:
         assert "provider=openai" in shown
         assert "model" not in shown
 
+    def test_a_worker_names_itself_in_each_line(self) -> None:
+        stream = io.BytesIO()
+        log = Log(LogConfig(), stream, worker=2)
+
+        log.line("info", "ready")
+        log.sink.close()
+
+        assert json.loads(stream.getvalue())["worker"] == 2
+
 
 class Stuck(io.RawIOBase):
     """A stream that nobody reads until `released`."""
@@ -161,6 +171,18 @@ class Stuck(io.RawIOBase):
         self.released.wait(5)
         self.written += bytes(data[:7])  # a pipe may take less than it is given
         return min(7, len(data))
+
+
+class Pieces(io.RawIOBase):
+    """A stream that remembers what it was given at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self.pieces.append(bytes(data))
+        return len(data)
 
 
 def sink_on(stream: Any) -> Sink:
@@ -221,3 +243,55 @@ class TestSink:
 
         assert stream.written == b""
         stream.released.set()
+
+    def test_lines_for_a_shared_pipe_are_written_in_pieces_that_it_takes_whole(self) -> None:
+        stream = Pieces()
+        lines = [b"%d" % number * (40 * number) for number in range(1, 100)] + [b"long" * 2000, b"last"]
+        sink = Sink(cast(Any, stream), shared=True)
+        sink._gathered = list(lines)
+
+        sink.close()
+
+        pieces = stream.pieces
+        assert b"".join(pieces) == b"\n".join(lines) + b"\n"
+        assert all(piece.endswith(b"\n") for piece in pieces)
+        assert all(len(piece) <= select.PIPE_BUF or piece.count(b"\n") == 1 for piece in pieces)
+        assert 1 < len(pieces) < len(lines)
+
+
+class TestAtOnce:
+    def test_a_line_is_there_when_it_was_written_and_no_thread_was_needed(self) -> None:
+        threads = threading.active_count()
+        reading, writing = os.pipe()
+        with io.FileIO(reading) as reader, io.FileIO(writing, "w") as writer:
+            sink = AtOnce(cast(Any, writer))
+
+            sink.write(b"one")
+            sink.write(b"two")
+
+            assert reader.read(100) == b"one\ntwo\n"
+        assert threading.active_count() == threads
+
+    def test_what_a_stuck_reader_has_no_room_for_is_lost_without_waiting(self) -> None:
+        reading, writing = os.pipe()
+        with io.FileIO(reading), io.FileIO(writing, "w") as writer:
+            os.set_blocking(writing, False)
+            while writer.write(b"x" * 4096):
+                pass
+            os.set_blocking(writing, True)
+            sink = AtOnce(cast(Any, writer))
+
+            sink.write(b"one")
+
+            assert sink.lost == 1
+
+    def test_a_closed_stream_loses_lines_and_raises_nothing(self) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        with io.FileIO(writing, "w") as writer:
+            sink = AtOnce(cast(Any, writer))
+            sink.write(b"nobody reads")
+        sink.write(b"closed")
+        sink.close()
+
+        assert sink.lost == 2
