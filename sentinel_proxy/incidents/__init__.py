@@ -2,9 +2,9 @@
 Incidents: the events folded into what an operator wants to read.
 
 Ten thousand failed calls are one outage. `ledger` holds the rules, purely: an event and the
-moment in, changes out. `ring` keeps the last few hundred. `Incidents` gives both a clock and a
-bus; each change goes back onto the bus as `IncidentChanged`. docs/incidents.md describes every
-type.
+moment in, changes out. `ring` keeps the last few hundred, `pages` finds among them. `Incidents`
+gives them a clock and a bus; each change is told as `IncidentChanged`. `merging` makes one
+incident of what several replicas know of it. docs/incidents.md describes every type.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import Any
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.events import Bus, CallFinished, Emit
 from sentinel_proxy.incidents.ledger import HEARD, Ledger
+from sentinel_proxy.incidents.pages import page
 from sentinel_proxy.incidents.ring import Instant
 from sentinel_proxy.model import Incident, IncidentType
 from sentinel_proxy.ulid import Ulids
@@ -69,7 +70,8 @@ class Incidents:
             since: Unix seconds; only those that began then or later.
             before: An id; only those that are older: the last one of a page leads to the next.
         """
-        return self._ledger.ring.find(limit, type=type, provider=provider, since=since, before=before)
+        found, total = page(self._ledger.ring.newest_first(), limit, type, provider, since, before)
+        return [record.incident() for record in found], total
 
     def ongoing(self) -> list[Incident]:
         """Return those that are not over, newest first."""

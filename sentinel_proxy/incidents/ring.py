@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 from sentinel_proxy.incidents.words import MESSAGES, SEVERITIES
@@ -28,6 +27,11 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     ended: Instant | None = None
     changed: bool = False  # since anybody was told
+
+    @property
+    def timestamp(self) -> float:
+        """Unix seconds, when it began."""
+        return self.began.unix
 
     def incident(self) -> Incident:
         """Return it as of now."""
@@ -74,22 +78,6 @@ class Ring:
             self._forgotten(oldest)
         self._records[record.id] = record
 
-    def find(
-        self,
-        limit: int | None,
-        *,
-        type: IncidentType | None,
-        provider: str | None,
-        since: float | None,
-        before: str | None,
-    ) -> tuple[list[Incident], int]:
-        """Return what matches, newest first, and how many do; *limit* and *before* only cut out a page."""
-        matching = [
-            record
-            for record in reversed(self._records.values())
-            if (type is None or record.type is type)
-            and (provider is None or record.provider == provider)
-            and (since is None or record.began.unix >= since)
-        ]
-        page = (record for record in matching if before is None or record.id < before)
-        return [record.incident() for record in islice(page, limit)], len(matching)
+    def newest_first(self) -> Iterator[Record]:
+        """Return the records, the latest first."""
+        return reversed(self._records.values())
