@@ -50,14 +50,13 @@ def merged(ours: BreakerRecord, theirs: BreakerRecord) -> BreakerRecord:
     """
     Return what stands of two records of one breaker; the order of the arguments does not matter.
 
-    Operators come first, then the later era, then the graver state, then the longer rest. If
-    the one that stands has another state than the other and is of no later era, it gets one:
-    whoever held the other state has then seen a transition, as he must.
+    Operators come first, then the later era, then the graver state, then the longer rest. What
+    stands is of no earlier era than either, or permits of long ago would vote again; and of a
+    later one than a record of another state, for whoever held that has then seen a transition.
     """
     winner, loser = sorted((ours, theirs), key=_weight, reverse=True)
-    if winner.state != loser.state and winner.era <= loser.era:
-        return replace(winner, era=loser.era + 1)
-    return winner
+    least = loser.era + (winner.state != loser.state)
+    return replace(winner, era=max(winner.era, least))
 
 
 def _weight(record: BreakerRecord) -> tuple[int, int, int, float, str, float, int, str]:

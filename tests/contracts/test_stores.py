@@ -224,6 +224,7 @@ async def test_breakers_of_a_provider_and_of_its_models_are_kept_apart(store: St
         pytest.param(OPEN, replace(OPEN, rest_seconds=60.0), id="a longer rest"),
         pytest.param(OPEN, replace(OPEN, rest_seconds=10.0), id="a shorter rest"),
         pytest.param(replace(OPEN, era=9), ISOLATED, id="an order"),
+        pytest.param(replace(OPEN, era=9), replace(OPEN, orders=1), id="an order that changes nothing"),
         pytest.param(ISOLATED, replace(OPEN, era=9), id="calls after an order"),
         pytest.param(ISOLATED, replace(CLOSED, orders=2, era=2), id="a later order"),
         pytest.param(OPEN, OPEN, id="the same again"),

@@ -69,6 +69,11 @@ def test_who_held_another_state_has_seen_a_transition(ours: BreakerRecord, their
     assert all(stands.era > held.era for held in (ours, theirs) if held.state != stands.state)
 
 
+@given(RECORDS, RECORDS)
+def test_an_era_never_goes_back(ours: BreakerRecord, theirs: BreakerRecord) -> None:
+    assert merged(ours, theirs).era >= max(ours.era, theirs.era)
+
+
 @given(THREE, GOSSIP, st.permutations(WAYS), st.permutations(WAYS))
 def test_three_replicas_agree_in_the_end_in_whatever_order_they_gossip(
     records: list[BreakerRecord],
