@@ -5,20 +5,24 @@ Everything that affects a breaker's state is in this file. It does no I/O, knows
 never waits: *now* (monotonic seconds) is an argument, so each method is one atomic step of the
 event loop. What a failure means, and whose breaker hears of it, is decided in `scopes`.
 
-Three ideas carry it:
+Four ideas carry it:
 
 - `TRANSITIONS` is the whole machine. `docs/breaker.md` draws it, and a test holds them equal.
 - Whoever is admitted holds a `Permit`, which settles exactly once: success, failure, or
   neither. A caller that hangs up gives its permit back; nothing is learned and nothing leaks.
 - Each transition begins a new *era*. A permit of an earlier era no longer votes, so fifty calls
   that time out a minute later cannot open a breaker that has recovered in between.
+- What another replica knows better is adopted as a whole: a state, not a signal. That is no move
+  of the machine, for the other one has made it already. Which of two states stands is decided
+  elsewhere (`stores.records.merged`); who may hold a trial is asked of `Leases`.
 
 The states are those of Nygard, *Release It!* (2018), chapter 5; `isolated` is Polly's.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import BreakerOpen
@@ -78,6 +82,56 @@ TRANSITIONS: Final[dict[State, dict[Signal, State]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """
+    A breaker's state without its clock, for whoever has another one.
+
+    Attributes:
+        orders: How many orders of operators led to it.
+        rest_seconds: Until the rest or the isolation ends; 0 where nothing is to end.
+        since_seconds: Since the transition; 0 if there was none.
+        moved_by: The replica that made the transition; None if it was made here, or none was.
+    """
+
+    state: State
+    orders: int
+    era: int
+    rest_seconds: float
+    since_seconds: float
+    level: int
+    reason: str
+    moved_by: str | None = None
+
+
+class Lease(Protocol):
+    """Leave of all replicas for one trial here."""
+
+    def give_back(self) -> None:
+        """The trial is over, or does not count any more; giving it back again does nothing."""
+
+
+class Leases(Protocol):
+    """
+    Where the trials of one breaker are shared out among replicas.
+
+    Never waits: what has to be asked for far away is there, or is asked for meanwhile.
+    """
+
+    def take(self, now: float, until: float) -> Lease | None:
+        """
+        Hand out a lease that is in hand, to be kept until *until* or given back; else ask for one.
+
+        How many trials are out here is counted by the breaker, in any case.
+        """
+
+    def wait(self, now: float) -> float:
+        """Return the seconds for which all places are known to be elsewhere; 0 if that is not known."""
+
+    def foresee(self, now: float, at: float) -> None:
+        """Somebody here is likely to want a trial from *at* (monotonic seconds, may be infinite) on."""
+
+
 class Permit:
     """
     Leave for one attempt. Settle it on every way out; settling again does nothing.
@@ -135,7 +189,12 @@ class Permit:
         if breaker is None:
             return
         self._breaker = None
-        breaker._trials.pop(self, None)
+        breaker._end_trial(self)
+
+
+class _Trial(NamedTuple):
+    ends: float  # who has not settled by then is lost
+    lease: Lease | None
 
 
 class Breaker:
@@ -147,16 +206,20 @@ class Breaker:
             must not raise.
         lease_seconds: A trial not settled after this long has lost its owner: its place is free
             again. Should it answer after all, it still votes.
-        era: Where to begin counting eras. A breaker that takes the place of a forgotten one
+        era, orders: Where to begin counting. A breaker that takes the place of a forgotten one
             begins after it, so that old permits stay old.
+        leases: Asked before each trial after a rest; None: trials are counted here alone.
     """
 
     __slots__ = (
         "_era",
         "_failures",
         "_lease_seconds",
+        "_leases",
         "_level",
+        "_moved_by",
         "_on_change",
+        "_orders",
         "_reason",
         "_settings",
         "_since",
@@ -172,18 +235,23 @@ class Breaker:
         *,
         lease_seconds: float = 35.0,
         era: int = 0,
+        orders: int = 0,
+        leases: Leases | None = None,
     ) -> None:
         self._settings = settings
         self._on_change = on_change
         self._lease_seconds = lease_seconds
+        self._leases = leases
         self._state = State.CLOSED
         self._era = era
+        self._orders = orders
+        self._moved_by: str | None = None
         self._since: float | None = None
         self._until = 0.0  # means something while OPEN or ISOLATED
         self._reason = ""
         self._failures = 0
         self._level = 0
-        self._trials: dict[Permit, float] = {}  # those of this era, with the end of their lease
+        self._trials: dict[Permit, _Trial] = {}  # those of this era
 
     def __repr__(self) -> str:
         return f"<Breaker {self._state.value}, {self._failures} failures, level {self._level}>"
@@ -197,6 +265,16 @@ class Breaker:
     def era(self) -> int:
         """How often the state has changed; only permits of the same era vote."""
         return self._era
+
+    @property
+    def orders(self) -> int:
+        """How many orders of operators it has had, here or elsewhere."""
+        return self._orders
+
+    @property
+    def moved_by(self) -> str | None:
+        """The replica that made the last transition; None if it was made here."""
+        return self._moved_by
 
     @property
     def since(self) -> float | None:
@@ -229,39 +307,42 @@ class Breaker:
         return self._state is State.CLOSED and not self._failures and not self._level
 
     def trials(self, now: float) -> int:
-        """Return how many trials are out whose lease still runs."""
-        self._trials = {permit: end for permit, end in self._trials.items() if end > now}
+        """Return how many trials are out here that are not lost."""
+        for permit in [permit for permit, trial in self._trials.items() if trial.ends <= now]:
+            self._end_trial(permit)
         return len(self._trials)
 
     def rest(self, now: float) -> float:
-        """Return the seconds until a permit may be had: 0 if at once, never negative."""
+        """Return the seconds until it is worth asking for a permit: 0 if it is now, never negative."""
         if self._state is State.CLOSED:
             return 0.0
-        if self._state is State.HALF_OPEN:
-            if self.trials(now) < self._settings.half_open_permits:
-                return 0.0
-            return min(BUSY_SECONDS, min(self._trials.values()) - now)
-        return max(0.0, self._until - now)
+        if self._rests(now):
+            return self._until - now
+        if self._full(now):
+            return min(BUSY_SECONDS, min(trial.ends for trial in self._trials.values()) - now)
+        return 0.0 if self._leases is None else min(BUSY_SECONDS, self._leases.wait(now))
 
     def acquire(self, now: float) -> Permit:
         """
         Give leave for one attempt.
 
         Raises:
-            BreakerOpen: Not now. Nothing was taken; `retry_after` is `rest(now)`.
+            BreakerOpen: Not now. Nothing was taken; `retry_after` is `rest(now)`, or
+                `BUSY_SECONDS` until it is known whether another replica holds the trial.
         """
         if self._state is State.CLOSED:
             return Permit(self, self._era, False)
-        if self._state is not State.HALF_OPEN and now >= self._until:
-            expired = self._state is State.ISOLATED
-            self._fire(
-                Signal.EXPIRED if expired else Signal.RESTED,
-                now,
-                "the isolation has expired" if expired else "the rest is over",
-            )
-        if self._state is not State.HALF_OPEN or self.trials(now) >= self._settings.half_open_permits:
+        if self._rests(now):
+            if self._leases is not None:
+                self._leases.foresee(now, self._until)
             raise BreakerOpen(self.rest(now))
-        return self._trial(now)
+        if self._full(now):
+            raise BreakerOpen(self.rest(now))
+        if self._leases is None:
+            return self._trial_after_rest(now, None)
+        if (lease := self._leases.take(now, now + self._lease_seconds)) is None:
+            raise BreakerOpen(BUSY_SECONDS)
+        return self._trial_after_rest(now, lease)
 
     def acquire_early(self, now: float) -> Permit | None:
         """
@@ -269,20 +350,31 @@ class Breaker:
 
         One at a time; None unless the breaker is open. Success closes it; failure leaves it as
         it is, `until` included. One that outlives the rest has become old and does not vote.
+
+        Where the rest is over and it was not found out yet whether another replica holds the
+        trial, this one is held without a lease: with nobody left to ask, asking is better.
         """
         if self._state is not State.OPEN or self.trials(now):
             return None
-        return self._trial(now)
+        if self._leases is None or self._rests(now):
+            return self._trial(now, None)
+        return None if self._leases.wait(now) > 0 else self._trial_after_rest(now, None)
 
     def isolate(self, now: float, until: float, reason: str) -> None:
         """Refuse everyone until *until* (monotonic seconds, may be infinite), whatever calls say."""
+        self._orders += 1
         if self._state is State.ISOLATED:
             self._until, self._reason = until, reason
         else:
             self._fire(Signal.ISOLATED, now, reason, until=until)
 
     def reset(self, now: float, reason: str) -> None:
-        """Close it and forget everything it holds against the upstream."""
+        """Close it by order of an operator, and forget everything it holds against the upstream."""
+        self._orders += 1
+        self.retire(now, reason)
+
+    def retire(self, now: float, reason: str) -> None:
+        """Close it because nobody needs it any more; no order, so other replicas may know better."""
         self._failures = self._level = 0
         if self._state is not State.CLOSED:
             self._fire(Signal.RESET, now, reason)
@@ -297,10 +389,69 @@ class Breaker:
         if self._level and self._state is State.CLOSED and now - (self._since or 0.0) >= CALM_SECONDS:
             self._level = 0
 
-    def _trial(self, now: float) -> Permit:
+    def snapshot(self, now: float) -> Snapshot:
+        """Tell what others need to know to be in the same state; failures in a row are not shared."""
+        return Snapshot(
+            state=self._state,
+            orders=self._orders,
+            era=self._era,
+            rest_seconds=max(0.0, self._until - now) if self.until is not None else 0.0,
+            since_seconds=0.0 if self._since is None else now - self._since,
+            level=self._level,
+            reason=self._reason,
+            moved_by=self._moved_by,
+        )
+
+    def adopt(self, snapshot: Snapshot, now: float) -> None:
+        """
+        Be in the state that another replica has told.
+
+        A new era ends the votes of permits as a transition does, and is never an earlier one. It
+        is told as a change only if the state is another one. Closing ends the run of failures;
+        otherwise the failures that were counted here stay.
+        """
+        before, self._state = self._state, snapshot.state
+        moves = self._state is not before
+        era = max(snapshot.era, self._era + moves)
+        if era != self._era:
+            self._era = era
+            self._end_all_trials()
+        self._orders = max(self._orders, snapshot.orders)
+        self._since = now - snapshot.since_seconds
+        self._until = now + snapshot.rest_seconds
+        self._level, self._reason = snapshot.level, snapshot.reason
+        if self._state is State.CLOSED:
+            self._failures = 0
+        if moves:
+            self._moved_by = snapshot.moved_by
+            self._on_change(self, before, now)
+
+    def _rests(self, now: float) -> bool:
+        return self._state in (State.OPEN, State.ISOLATED) and now < self._until
+
+    def _full(self, now: float) -> bool:
+        return self._state is State.HALF_OPEN and self.trials(now) >= self._settings.half_open_permits
+
+    def _trial_after_rest(self, now: float, lease: Lease | None) -> Permit:
+        if self._state is State.ISOLATED:
+            self._fire(Signal.EXPIRED, now, "the isolation has expired")
+        elif self._state is State.OPEN:
+            self._fire(Signal.RESTED, now, "the rest is over")
+        return self._trial(now, lease)
+
+    def _trial(self, now: float, lease: Lease | None) -> Permit:
         permit = Permit(self, self._era, True)
-        self._trials[permit] = now + self._lease_seconds
+        self._trials[permit] = _Trial(now + self._lease_seconds, lease)
         return permit
+
+    def _end_trial(self, permit: Permit) -> None:
+        trial = self._trials.pop(permit, None)
+        if trial is not None and trial.lease is not None:
+            trial.lease.give_back()
+
+    def _end_all_trials(self) -> None:
+        for permit in list(self._trials):
+            self._end_trial(permit)
 
     def _succeeded(self, permit: Permit, now: float) -> None:
         self._failures = 0
@@ -314,7 +465,7 @@ class Breaker:
     ) -> None:
         self._failures += 1
         if self._state is State.OPEN:  # an early trial
-            self._trials.pop(permit, None)
+            self._end_trial(permit)
         elif self._state is State.HALF_OPEN:
             self._open(Signal.RELAPSED, now, reason, rest_seconds)
         elif opens or self._failures >= self._settings.failure_threshold:
@@ -326,6 +477,8 @@ class Breaker:
         if rest_seconds is None:
             rest_seconds = usual_rest_seconds(self._settings, self._level)
         self._fire(signal, now, reason, until=now + rest_seconds)
+        if self._leases is not None:
+            self._leases.foresee(now, self._until)
 
     def _fire(self, signal: Signal, now: float, reason: str, until: float = 0.0) -> None:
         before = self._state
@@ -334,7 +487,8 @@ class Breaker:
         self._since = now
         self._until = until
         self._reason = reason
-        self._trials = {}
+        self._moved_by = None
+        self._end_all_trials()
         self._on_change(self, before, now)
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import BreakerOpen, FailureKind, Scope, UpstreamError, Vote
 from sentinel_proxy.events import BreakerChanged
-from sentinel_proxy.resilience.breaker import Breaker, Permit, State
+from sentinel_proxy.resilience.breaker import Breaker, Leases, Permit, Snapshot, State
 
 MAX_MODELS: Final = 1000
 """Models with a breaker of their own, at one provider; callers can invent names."""
@@ -120,6 +120,8 @@ class ProviderBreakers:
         provider: Its name, for the events.
         emit: Told of each transition once; must not raise or block.
         lease_seconds: How long a trial may take before it counts as lost.
+        leases: Makes the leases of a model's breaker, or of the provider's own (None); None
+            where trials are not shared.
 
     Attributes:
         own: The provider's own breaker. Probes vote here, and nowhere else.
@@ -132,15 +134,18 @@ class ProviderBreakers:
         emit: Callable[[BreakerChanged], None],
         *,
         lease_seconds: float = 35.0,
+        leases: Callable[[str | None], Leases] | None = None,
     ) -> None:
         self.provider = provider
         self._settings = settings
         self._emit = emit
         self._lease_seconds = lease_seconds
+        self._leases = leases
         self._forced_scope = _FORCED_SCOPES[settings.scope]
         self._models: dict[str, Breaker] = {}  # oldest first
         self._first_era = 0  # of new model breakers: beyond those of all that were forgotten
-        self.own = Breaker(settings, partial(self._changed, None), lease_seconds=lease_seconds)
+        self._first_orders = 0  # the same
+        self.own = self._breaker(None)
 
     def __repr__(self) -> str:
         return f"<ProviderBreakers {self.provider}: {self.own.state.value}, {len(self._models)} models>"
@@ -157,9 +162,9 @@ class ProviderBreakers:
             return ScopedPermit(self, own, model, self._first_era, None)
         try:
             permit = breaker.acquire(now)
-        except BreakerOpen:
+        except BreakerOpen as refused:
             own.release(now)
-            raise BreakerOpen(self.rest(model, now)) from None
+            raise BreakerOpen(max(refused.retry_after, self.own.rest(now))) from None
         return ScopedPermit(self, own, model, breaker.era, permit if permit.trial else None)
 
     def acquire_early(self, model: str, now: float) -> ScopedPermit | None:
@@ -210,7 +215,7 @@ class ProviderBreakers:
         """Close all breakers and forget everything they hold against the provider and its models."""
         self.own.reset(now, reason)
         for model in list(self._models):
-            self._forget(model, now, reason)
+            self._forget(model, now, reason, ordered=True)
 
     def advance(self, now: float) -> None:
         """
@@ -222,6 +227,43 @@ class ProviderBreakers:
         self.own.advance(now)
         for breaker in list(self._models.values()):  # whoever hears of it may make us forget one
             breaker.advance(now)
+
+    def snapshot(self, model: str | None, now: float) -> Snapshot | None:
+        """Return the state of a model's breaker, or of the provider's own; None if there is none."""
+        breaker = self.own if model is None else self._models.get(model)
+        return None if breaker is None else breaker.snapshot(now)
+
+    def snapshots(self, now: float) -> dict[str | None, Snapshot]:
+        """Return what others should hear of by model: all but what is closed and calm."""
+        return {
+            model: breaker.snapshot(now)
+            for model, breaker in ((None, self.own), *self._models.items())
+            if breaker.state is not State.CLOSED or breaker.level
+        }
+
+    def forgotten(self, reason: str) -> Snapshot:
+        """Return the state in which a model's breaker was forgotten."""
+        return Snapshot(State.CLOSED, self._first_orders, self._first_era, 0.0, 0.0, 0, reason)
+
+    def adopt(self, model: str | None, snapshot: Snapshot, now: float) -> None:
+        """
+        Let a breaker be in the state that another replica has told.
+
+        A model gets a breaker for it, unless so many models are in trouble here that another
+        one's would have to go.
+        """
+        if model is None:
+            self.own.adopt(snapshot, now)
+            return
+        breaker = self._models.get(model)
+        if breaker is None and snapshot.state is State.CLOSED:
+            self._first_era = max(self._first_era, snapshot.era)
+            self._first_orders = max(self._first_orders, snapshot.orders)
+        elif breaker is not None or self._has_room(now):
+            breaker = breaker or self._remember(model, self._first_era, now)
+            breaker.adopt(snapshot, now)
+            if breaker.pristine:
+                self._forget(model, now, "")
 
     def _failed(self, permit: ScopedPermit, error: UpstreamError, now: float) -> None:
         """
@@ -288,20 +330,27 @@ class ProviderBreakers:
         if len(self._models) >= MAX_MODELS:
             closed = (name for name, breaker in self._models.items() if breaker.state is State.CLOSED)
             self._forget(next(closed, next(iter(self._models))), now, "too many models rest")
-        breaker = self._models[model] = Breaker(
-            self._settings,
-            partial(self._changed, model),
-            lease_seconds=self._lease_seconds,
-            era=era,
-        )
+        breaker = self._models[model] = self._breaker(model, era)
         return breaker
 
-    def _forget(self, model: str, now: float, reason: str) -> None:
+    def _has_room(self, now: float) -> bool:
+        """Whether one more model can be remembered without ending the rest of another."""
+        if len(self._models) >= MAX_MODELS:
+            self._forget_what_does_not_matter(now)
+        return len(self._models) < MAX_MODELS or any(
+            breaker.state is State.CLOSED for breaker in self._models.values()
+        )
+
+    def _forget(self, model: str, now: float, reason: str, *, ordered: bool = False) -> None:
         breaker = self._models.pop(model, None)
         if breaker is None:
             return  # forgotten meanwhile, by somebody who heard of another one
-        breaker.reset(now, reason)
+        if ordered:
+            breaker.reset(now, reason)
+        else:
+            breaker.retire(now, reason)
         self._first_era = max(self._first_era, breaker.era)
+        self._first_orders = max(self._first_orders, breaker.orders)
 
     def _forget_what_does_not_matter(self, now: float) -> None:
         for model, breaker in list(self._models.items()):
@@ -309,11 +358,27 @@ class ProviderBreakers:
             if breaker.pristine or _abandoned(breaker, now):
                 self._forget(model, now, "nobody has tried it since its rest")
 
+    def _breaker(self, model: str | None, era: int = 0) -> Breaker:
+        return Breaker(
+            self._settings,
+            partial(self._changed, model),
+            lease_seconds=self._lease_seconds,
+            era=era,
+            orders=self._first_orders if model is not None else 0,
+            leases=None if self._leases is None else self._leases(model),
+        )
+
     def _changed(self, model: str | None, breaker: Breaker, before: State, now: float) -> None:
         rest_seconds = breaker.rest(now) if breaker.state is State.OPEN else 0.0
         self._emit(
             BreakerChanged(
-                self.provider, model, before.value, breaker.state.value, breaker.reason, rest_seconds
+                self.provider,
+                model,
+                before.value,
+                breaker.state.value,
+                breaker.reason,
+                rest_seconds,
+                breaker.moved_by,
             )
         )
 

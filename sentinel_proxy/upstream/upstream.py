@@ -13,6 +13,7 @@ from sentinel_proxy.errors import BreakerOpen, CallerError, FailureKind, Upstrea
 from sentinel_proxy.events import BreakerChanged
 from sentinel_proxy.model import Controls
 from sentinel_proxy.providers.base import Provider
+from sentinel_proxy.resilience.breaker import BUSY_SECONDS, Leases
 from sentinel_proxy.resilience.budget import RetryBudget
 from sentinel_proxy.resilience.deadline import overridden
 from sentinel_proxy.resilience.gate import Gate
@@ -53,11 +54,12 @@ class Upstream:
         breaker: BreakerConfig,
         retry: RetryConfig,
         emit: Callable[[BreakerChanged], None],
+        leases: Callable[[str | None], Leases] | None = None,
     ) -> "Upstream":
-        """Put together an upstream that has learned nothing yet."""
+        """Put together an upstream that has learned nothing yet; *leases* share out its trials."""
         own = overridden(timeouts, provider.timeouts)
         lease = max(own.first_token, own.first_token_reasoning, own.answer) + LEASE_MARGIN_SECONDS
-        breakers = ProviderBreakers(provider.name, breaker, emit, lease_seconds=lease)
+        breakers = ProviderBreakers(provider.name, breaker, emit, lease_seconds=lease, leases=leases)
         return cls(provider, transport, breakers, own, RetryBudget(retry.budget))
 
     @property
@@ -93,7 +95,7 @@ class Upstream:
             return self.breakers.acquire(model, now)
         permit = self.breakers.acquire_early(model, now)
         if permit is None:
-            raise BreakerOpen(self.breakers.rest(model, now))
+            raise BreakerOpen(self.breakers.rest(model, now) or BUSY_SECONDS)
         return permit
 
     def admits(self, model: str, now: float) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from sentinel_proxy.resilience.breaker import (
     CALM_SECONDS,
     TRANSITIONS,
     Breaker,
+    Lease,
     Permit,
     Signal,
+    Snapshot,
     State,
 )
 
@@ -23,13 +26,41 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "breaker.md").read_text()
 LEASE_SECONDS = 35.0
 
 
+class OneLease:
+    """What replicas share out: one lease, which is somewhere."""
+
+    def __init__(self) -> None:
+        self.in_hand = True
+        self.elsewhere_seconds = 0.0
+        self.given_back = 0
+        self.until = 0.0
+        self.foreseen: list[float] = []
+
+    def take(self, now: float, until: float) -> Lease | None:
+        self.until = until
+        taken, self.in_hand = self.in_hand, False
+        return self if taken else None
+
+    def give_back(self) -> None:
+        self.in_hand = True
+        self.given_back += 1
+
+    def wait(self, now: float) -> float:
+        return self.elsewhere_seconds
+
+    def foresee(self, now: float, at: float) -> None:
+        self.foreseen.append(at)
+
+
 class Watched:
     """A breaker under a clock of its own, and the transitions that it reported."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, leases: OneLease | None = None, **settings: Any) -> None:
         self.now = 1000.0
         self.changes: list[tuple[str, str]] = []
-        self.breaker = Breaker(BreakerConfig(**settings), self._changed, lease_seconds=LEASE_SECONDS)
+        self.breaker = Breaker(
+            BreakerConfig(**settings), self._changed, lease_seconds=LEASE_SECONDS, leases=leases
+        )
 
     def _changed(self, breaker: Breaker, before: State, now: float) -> None:
         assert now == self.now
@@ -492,6 +523,330 @@ def test_a_breaker_that_begins_in_a_later_era_ignores_older_permits() -> None:
     assert (breaker.state, breaker.era) == (State.CLOSED, 7)
 
 
+# Adoption: being in a state that another replica has told.
+
+
+def told(state: State = State.OPEN, **fields: Any) -> Snapshot:
+    """What another replica might tell: opened in era 1, ten seconds ago, to rest for twenty more."""
+    opened = Snapshot(state, 0, 1, 20.0, 10.0, 1, "overloaded (503)", "the other")
+    return replace(opened, **fields)
+
+
+def moved_to(state: str) -> Watched:
+    """Return a breaker that was brought to *state* by calls or an operator."""
+    watched = Watched()
+    if state == "isolated":
+        watched.breaker.isolate(watched.now, watched.now + 60, "maintenance")
+    if state in ("open", "half_open"):
+        watched.fail(3)
+    if state == "half_open":
+        watched.breaker.advance(watched.now)
+    watched.changes.clear()
+    return watched
+
+
+@pytest.mark.parametrize("after", State)
+@pytest.mark.parametrize("before", State)
+def test_what_another_replica_tells_may_lead_from_any_state_to_any_and_is_told_if_it_is_another(
+    before: State, after: State
+) -> None:
+    watched = moved_to(before)
+    era = watched.breaker.era
+
+    watched.breaker.adopt(told(after, era=era + 1), watched.now)
+
+    assert watched.breaker.state is after
+    assert watched.breaker.era == era + 1
+    assert watched.changes == ([] if before is after else [(before.value, after.value)])
+
+
+def test_a_rest_that_was_adopted_ends_as_one_of_ones_own(closed: Watched) -> None:
+    closed.breaker.adopt(told(), closed.now)
+
+    assert closed.refused_for() == 20
+    closed.wait(20)
+    assert closed.acquire().trial
+    assert closed.facts[:2] == ("half_open", 1020)
+
+
+def test_a_breaker_that_adopts_a_snapshot_would_tell_the_same_to_a_third(closed: Watched) -> None:
+    closed.breaker.adopt(told(), closed.now)
+
+    assert closed.breaker.snapshot(closed.now) == told()
+    assert closed.breaker.snapshot(closed.now + 25) == told(rest_seconds=0.0, since_seconds=35.0)
+
+
+def test_a_breaker_that_never_moved_has_nothing_to_tell(closed: Watched) -> None:
+    assert closed.breaker.snapshot(closed.now) == Snapshot(State.CLOSED, 0, 0, 0.0, 0.0, 0, "")
+
+
+def test_a_transition_of_ones_own_is_nobody_elses(closed: Watched) -> None:
+    closed.breaker.adopt(told(), closed.now)
+    assert closed.breaker.moved_by == "the other"
+
+    closed.breaker.advance(closed.now)
+
+    assert closed.breaker.moved_by is None
+
+
+def test_a_longer_rest_told_by_another_is_no_transition_and_leaves_permits_valid(opened: Watched) -> None:
+    early = opened.breaker.acquire_early(opened.now)
+    assert early is not None
+
+    opened.breaker.adopt(told(rest_seconds=40.0), opened.now)
+
+    assert (opened.refused_for(), opened.changes, opened.breaker.moved_by) == (40, [], None)
+    early.succeed(opened.now)
+    assert opened.breaker.state is State.CLOSED
+
+
+@pytest.mark.parametrize("way", ["succeed", "fail"])
+def test_a_permit_from_before_an_adoption_does_not_vote(closed: Watched, way: str) -> None:
+    closed.fail(2)
+    permit = closed.acquire()
+    closed.breaker.adopt(told(State.CLOSED, era=3, rest_seconds=0.0), closed.now)
+    closed.fail(2)
+
+    permit.succeed(closed.now) if way == "succeed" else permit.fail(closed.now, "reset")
+
+    assert (closed.breaker.state, closed.breaker.failures) == (State.CLOSED, 2)
+
+
+def test_a_trial_that_another_replica_overtook_does_not_vote_and_frees_its_place(half_open: Watched) -> None:
+    trial = half_open.acquire()
+
+    half_open.breaker.adopt(told(State.HALF_OPEN, era=half_open.breaker.era + 2), half_open.now)
+
+    assert half_open.breaker.trials(half_open.now) == 0
+    trial.fail(half_open.now, "timeout")
+    assert half_open.breaker.state is State.HALF_OPEN
+
+
+def test_an_era_never_comes_again_whatever_another_tells(closed: Watched) -> None:
+    permit = closed.acquire()
+    closed.breaker.isolate(closed.now, math.inf, "maintenance")
+    closed.breaker.adopt(told(State.ISOLATED, orders=2, era=0), closed.now)
+    closed.breaker.adopt(told(State.CLOSED, orders=3, era=0), closed.now)
+
+    permit.fail(closed.now, "timeout", opens=True)
+
+    assert (closed.breaker.state, closed.breaker.era) == (State.CLOSED, 2)
+
+
+def test_closing_elsewhere_ends_the_run_of_failures_here(opened: Watched) -> None:
+    opened.breaker.adopt(told(State.CLOSED, era=3), opened.now)
+
+    assert opened.breaker.failures == 0
+    opened.fail(2)
+    assert opened.breaker.state is State.CLOSED
+
+
+def test_an_outage_that_others_met_adds_no_failures_here(closed: Watched) -> None:
+    closed.fail(2)
+
+    closed.breaker.adopt(told(), closed.now)
+
+    assert (closed.breaker.state, closed.breaker.failures) == (State.OPEN, 2)
+
+
+def test_the_next_rest_goes_on_from_the_relapses_of_others(closed: Watched) -> None:
+    closed.breaker.adopt(told(level=3), closed.now)
+    closed.wait(20)
+
+    closed.fail()
+
+    assert closed.refused_for() == 120
+
+
+def test_each_order_of_an_operator_is_one_above_those_that_are_known(closed: Watched) -> None:
+    closed.breaker.isolate(closed.now, closed.now + 60, "maintenance")
+    closed.breaker.isolate(closed.now, closed.now + 90, "it takes longer")
+    closed.breaker.adopt(told(State.ISOLATED, orders=7), closed.now)
+    assert closed.breaker.orders == 7
+
+    closed.breaker.reset(closed.now, "well")
+
+    assert closed.breaker.orders == 8
+
+
+def test_only_operators_give_orders(opened: Watched) -> None:
+    opened.wait(30)
+    opened.acquire().succeed(opened.now)
+    opened.fail(3)
+
+    opened.breaker.retire(opened.now, "nobody calls it")
+
+    assert (opened.breaker.state, opened.breaker.orders) == (State.CLOSED, 0)
+
+
+# Trials that replicas share.
+
+
+def test_a_rest_that_is_over_goes_on_until_the_lease_is_in_hand() -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+    watched.changes.clear()
+    leases.in_hand = False
+
+    assert watched.refused_for() == BUSY_SECONDS
+    assert (watched.breaker.state, watched.changes) == (State.OPEN, [])
+
+    leases.in_hand = True
+    assert watched.acquire().trial
+    assert watched.changes == [("open", "half_open")]
+    assert leases.until == watched.now + LEASE_SECONDS
+
+
+def test_an_isolation_that_is_over_needs_a_lease_as_well() -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.breaker.isolate(watched.now, watched.now + 60, "maintenance")
+    watched.wait(60)
+    leases.in_hand = False
+
+    assert watched.refused_for() == BUSY_SECONDS
+    assert watched.breaker.state is State.ISOLATED
+
+
+@pytest.mark.parametrize("way", ["succeed", "fail", "release"])
+def test_a_trial_gives_its_lease_back_however_it_is_settled(way: str) -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+    trial = watched.acquire()
+    assert not leases.in_hand
+
+    settle = {
+        "succeed": lambda: trial.succeed(watched.now),
+        "fail": lambda: trial.fail(watched.now, "timeout"),
+        "release": lambda: trial.release(watched.now),
+    }
+    settle[way]()
+
+    assert (leases.in_hand, leases.given_back) == (True, 1)
+
+
+@pytest.mark.parametrize("way", ["isolate", "reset", "adopt"])
+def test_a_trial_that_does_not_count_any_more_gives_its_lease_back_at_once(way: str) -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+    trial = watched.acquire()
+
+    end = {
+        "isolate": lambda: watched.breaker.isolate(watched.now, math.inf, "maintenance"),
+        "reset": lambda: watched.breaker.reset(watched.now, "well"),
+        "adopt": lambda: watched.breaker.adopt(told(State.CLOSED, era=9), watched.now),
+    }
+    end[way]()
+    trial.release(watched.now)
+
+    assert leases.given_back == 1
+
+
+def test_the_lease_of_a_lost_trial_is_given_back_when_its_place_is_wanted() -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+    watched.acquire()
+    watched.wait(LEASE_SECONDS)
+
+    assert watched.acquire().trial
+    assert leases.given_back == 1
+
+
+def test_trials_here_are_counted_whatever_leases_there_are() -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+    watched.acquire()
+    leases.in_hand = True
+
+    assert watched.refused_for() == BUSY_SECONDS
+
+
+def test_a_closed_breaker_needs_no_lease() -> None:
+    leases = OneLease()
+    leases.in_hand = False
+    watched = Watched(leases=leases)
+
+    assert not watched.acquire().trial
+    assert watched.breaker.rest(watched.now) == 0
+
+
+def test_who_opens_or_refuses_foresees_the_end_of_the_rest() -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    assert leases.foreseen == [1030]
+
+    watched.breaker.adopt(told(rest_seconds=50.0), watched.now)
+    watched.refused_for()
+
+    assert leases.foreseen == [1030, 1050]
+
+
+def test_the_rest_lasts_as_long_as_the_trial_is_known_to_be_elsewhere() -> None:
+    leases = OneLease()
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+    assert watched.breaker.rest(watched.now) == 0
+
+    leases.elsewhere_seconds = 0.4
+    assert watched.breaker.rest(watched.now) == 0.4
+    leases.elsewhere_seconds = 6.0
+    assert watched.breaker.rest(watched.now) == BUSY_SECONDS
+
+
+def test_an_early_trial_needs_no_lease() -> None:
+    leases = OneLease()
+    leases.in_hand = False
+    leases.elsewhere_seconds = 6.0
+    watched = Watched(leases=leases)
+    watched.fail(3)
+
+    early = watched.breaker.acquire_early(watched.now)
+
+    assert early is not None
+    early.succeed(watched.now)
+    assert (watched.breaker.state, leases.given_back) == (State.CLOSED, 0)
+
+
+def test_there_is_no_early_trial_after_the_rest_while_another_replica_tries() -> None:
+    leases = OneLease()
+    leases.elsewhere_seconds = 6.0
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+
+    assert watched.breaker.acquire_early(watched.now) is None
+
+    assert watched.breaker.state is State.OPEN
+
+
+def test_where_everything_rests_and_nobody_is_known_to_try_a_call_tries_without_a_lease() -> None:
+    leases = OneLease()
+    leases.in_hand = False
+    watched = Watched(leases=leases)
+    watched.fail(3)
+    watched.wait(30)
+
+    trial = watched.breaker.acquire_early(watched.now)
+
+    assert trial is not None
+    assert watched.breaker.state is State.HALF_OPEN
+    assert watched.refused_for() == BUSY_SECONDS
+    trial.fail(watched.now, "timeout")
+    assert watched.refused_for() == 30
+
+
 def mermaid() -> str:
     """Draw `TRANSITIONS` as the document shows it."""
     edges = [
@@ -514,6 +869,14 @@ def test_the_document_tells_each_transition_in_its_table() -> None:
         for before, row in TRANSITIONS.items()
         for signal, after in row.items()
     ]
+
+
+def test_the_document_tells_what_becomes_of_everything_that_another_replica_tells() -> None:
+    _, told, rest = DOCUMENT.partition("| what another replica tells |")
+    names = re.findall(r"^\| `(\w+)` \|", rest.partition("\n\n")[0], re.MULTILINE)
+
+    assert told
+    assert names == [field.name for field in fields(Snapshot)]
 
 
 def test_the_document_tells_each_default() -> None:

@@ -1,6 +1,8 @@
 """Whose breaker hears of a failure: the provider's, or that of one model there."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import CONSEQUENCES, BreakerOpen, FailureKind, Scope, UpstreamError, Vote
 from sentinel_proxy.events import BreakerChanged
-from sentinel_proxy.resilience.breaker import CALM_SECONDS, State
+from sentinel_proxy.resilience.breaker import BUSY_SECONDS, CALM_SECONDS, Leases, Snapshot, State
 from sentinel_proxy.resilience.scopes import ABANDONED_SECONDS, MAX_MODELS, ProviderBreakers, ScopedPermit
 
 A, B = "gpt-4o", "gpt-4o-mini"
@@ -22,11 +24,15 @@ LEASE_SECONDS = 35.0
 class Watched:
     """The breakers of one provider under a clock of its own, and the events they emitted."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, leases: Callable[[str | None], Leases] | None = None, **settings: Any) -> None:
         self.now = 1000.0
         self.events: list[BreakerChanged] = []
         self.breakers = ProviderBreakers(
-            "openai", BreakerConfig(**settings), self.events.append, lease_seconds=LEASE_SECONDS
+            "openai",
+            BreakerConfig(**settings),
+            self.events.append,
+            lease_seconds=LEASE_SECONDS,
+            leases=leases,
         )
 
     def acquire(self, model: str = A) -> ScopedPermit:
@@ -619,3 +625,153 @@ def test_a_listener_that_looks_while_breakers_move_disturbs_nothing() -> None:
 
     assert breakers.models_view() == {}
     assert heard[:1] == ["open"]
+
+
+# What other replicas tell.
+
+
+def told(state: State = State.OPEN, **fields: Any) -> Snapshot:
+    """What another replica might tell: opened in era 1, just now, to rest for twenty seconds."""
+    return replace(Snapshot(state, 0, 1, 20.0, 0.0, 1, "overloaded (503)", "the other"), **fields)
+
+
+def test_what_another_replica_tells_of_a_model_gives_it_a_breaker_and_says_who_moved_it(
+    watched: Watched,
+) -> None:
+    watched.breakers.adopt(A, told(), watched.now)
+
+    assert watched.refuses(A)
+    assert not watched.refuses(B)
+    assert watched.events == [
+        BreakerChanged("openai", A, "closed", "open", "overloaded (503)", 20.0, "the other")
+    ]
+
+
+def test_what_another_replica_tells_of_the_provider_holds_for_all_models(watched: Watched) -> None:
+    watched.breakers.adopt(None, told(State.ISOLATED, rest_seconds=math.inf), watched.now)
+
+    assert watched.refuses(A)
+    assert watched.refuses(B)
+    assert watched.story == [(None, "closed", "isolated")]
+
+
+def test_a_model_that_others_closed_is_forgotten_here_too(watched: Watched) -> None:
+    watched.breakers.adopt(A, told(), watched.now)
+
+    watched.breakers.adopt(A, told(State.CLOSED, era=3, level=0, rest_seconds=0.0), watched.now)
+
+    assert watched.models == {}
+    assert watched.story == [(A, "closed", "open"), (A, "open", "closed")]
+
+
+def test_a_model_without_a_breaker_begins_after_the_eras_and_orders_that_others_know_of(
+    watched: Watched,
+) -> None:
+    watched.breakers.adopt(A, told(State.CLOSED, era=7, orders=2), watched.now)
+    assert (watched.models, watched.events) == ({}, [])
+
+    watched.fail(*[OF_MODEL] * 3)
+
+    snapshot = watched.breakers.snapshot(A, watched.now)
+    assert snapshot is not None
+    assert (snapshot.era, snapshot.orders) == (8, 2)
+
+
+def test_calls_from_before_a_models_outage_elsewhere_do_not_vote_after_it(watched: Watched) -> None:
+    permit = watched.acquire()
+    watched.breakers.adopt(A, told(State.CLOSED, era=3), watched.now)
+
+    permit.fail(failure(OF_MODEL), watched.now)
+
+    assert watched.models == {}
+
+
+def test_what_others_tell_of_models_takes_no_room_from_those_that_rest(watched: Watched) -> None:
+    for number in range(MAX_MODELS):
+        watched.breakers.adopt(f"model-{number}", told(), watched.now)
+
+    watched.breakers.adopt("one more", told(), watched.now)
+
+    assert "one more" not in watched.models
+    assert watched.models["model-0"] == ("open", 0)
+
+
+def test_what_others_tell_of_models_takes_the_room_of_those_that_do_not_matter(watched: Watched) -> None:
+    for number in range(MAX_MODELS - 1):
+        watched.breakers.adopt(f"model-{number}", told(), watched.now)
+    watched.fail(OF_MODEL, model="failed once")
+
+    watched.breakers.adopt("one more", told(), watched.now)
+
+    assert "one more" in watched.models
+    assert "failed once" not in watched.models
+
+
+def test_a_model_that_was_adopted_is_forgotten_as_one_of_ones_own(watched: Watched) -> None:
+    watched.breakers.adopt(A, told(), watched.now)
+    watched.wait(20 + ABANDONED_SECONDS)
+
+    watched.breakers.worst(watched.now)
+
+    assert watched.models == {}
+    assert watched.events[-1].moved_by is None
+
+
+def test_others_hear_of_all_but_what_is_closed_and_calm(watched: Watched) -> None:
+    watched.fail(*[OF_MODEL] * 3)
+    watched.fail(OF_MODEL, model=B)
+    watched.wait(30)
+    watched.succeed()  # closed, but it has relapses to remember
+
+    snapshots = watched.breakers.snapshots(watched.now)
+
+    assert {model: snapshot.state for model, snapshot in snapshots.items()} == {A: State.CLOSED}
+    assert watched.breakers.snapshot(B, watched.now) is not None
+    assert watched.breakers.snapshot("never called", watched.now) is None
+
+
+def test_a_model_that_was_forgotten_by_an_order_is_remembered_as_ordered(watched: Watched) -> None:
+    watched.fail(*[OF_MODEL] * 3)
+
+    watched.breakers.reset(watched.now, "well")
+
+    assert watched.breakers.forgotten("well") == Snapshot(State.CLOSED, 1, 2, 0.0, 0.0, 0, "well")
+    assert watched.breakers.own.orders == 1
+
+
+def test_a_model_that_was_forgotten_by_nobodys_order_is_not(watched: Watched) -> None:
+    watched.fail(*[OF_MODEL] * 3)
+    watched.wait(30 + ABANDONED_SECONDS)
+
+    watched.breakers.worst(watched.now)
+
+    assert watched.breakers.forgotten("").orders == 0
+
+
+class Elsewhere:
+    """Leases that other replicas hold."""
+
+    def __init__(self, model: str | None) -> None:
+        self.model = model
+
+    def take(self, now: float, until: float) -> None:
+        return None
+
+    def wait(self, now: float) -> float:
+        return 6.0
+
+    def foresee(self, now: float, at: float) -> None:
+        pass
+
+
+def test_a_call_that_gets_no_lease_is_told_to_come_back_in_a_moment() -> None:
+    watched = Watched(leases=Elsewhere)
+    watched.fail(*[OF_MODEL] * 3)
+    watched.wait(30)
+
+    with pytest.raises(BreakerOpen) as refusal:
+        watched.acquire()
+
+    assert refusal.value.retry_after == BUSY_SECONDS
+    assert watched.breakers.acquire_early(A, watched.now) is None
+    assert not watched.refuses(B)

@@ -1,0 +1,237 @@
+"""
+Breakers that replicas share: each decides by what its own calls meet, and tells what it decided.
+
+What is told are transitions, not failures: a replica that has not met the outage yet follows
+one that has. Of two states the one stands that `stores.records.merged` says. Telling is never
+waited for; messages that get lost, a store that was away or forgot everything, and replicas
+that went on without each other are all healed by the same means: now and then everybody
+compares all that the store knows with all that he knows.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sentinel_proxy.clock import Clock
+from sentinel_proxy.events import BreakerChanged, Bus
+from sentinel_proxy.replica.link import Link
+from sentinel_proxy.replica.trials import Trials
+from sentinel_proxy.resilience.breaker import Leases, Snapshot, State
+from sentinel_proxy.resilience.scopes import ProviderBreakers
+from sentinel_proxy.stores.base import StoreAway
+from sentinel_proxy.stores.records import BreakerRecord, merged
+
+MAX_UNTOLD: Final = 2000
+"""Breakers whose news wait for the store; of more, the oldest are left to the comparison of all."""
+
+SAME_REST_SECONDS: Final = 1.0
+"""Two rests that differ by less are the same one, seen through two clocks and a network."""
+
+_Key = tuple[str, str | None]  # a provider; None for its own breaker, or a model there
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Untold:
+    """News that the store has not heard yet; the state itself is read when it is told."""
+
+    reason: str  # of a model's breaker that is forgotten by then
+
+
+class SharedBreakers:
+    """
+    Tells the store of this replica's breakers, and these of the others'.
+
+    Args:
+        breakers: Returns those of the chain as it is now, by provider.
+    """
+
+    def __init__(
+        self, link: Link, breakers: Callable[[], Mapping[str, ProviderBreakers]], clock: Clock
+    ) -> None:
+        self._link = link
+        self._breakers = breakers
+        self._clock = clock
+        self._untold: dict[_Key, _Untold] = {}
+        self._telling = asyncio.Lock()
+        self._trials: dict[Trials, None] = {}  # those with something to do, in order
+        self._errands: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<SharedBreakers, {len(self._untold)} untold, {len(self._trials)} with trials>"
+
+    def leases(self, provider: str, places: int) -> Callable[[str | None], Leases] | None:
+        """
+        Return what `ProviderBreakers` takes for its leases; None where nobody shares them.
+
+        Args:
+            places: How many trials of one breaker may be out at a time.
+        """
+        if not self._link.store.shared:
+            return None
+
+        def of(model: str | None) -> Leases:
+            name = provider if model is None else f"{provider} {model}"
+            return Trials(name, places, self._link, self._clock, self._spawn, self._has_trials)
+
+        return of
+
+    def _has_trials(self, trials: Trials) -> None:
+        self._trials[trials] = None
+
+    # What it hears.
+
+    def listen(self, bus: Bus) -> None:
+        """Hear of breakers that move here."""
+        bus.subscribe(BreakerChanged, self._breaker_changed)
+
+    def _breaker_changed(self, event: BreakerChanged) -> None:
+        if event.moved_by is None:
+            self._tell((event.provider, event.model), event.reason)
+
+    def take(self, record: BreakerRecord) -> None:
+        """
+        Hear what another replica, or the store, says of a breaker.
+
+        What stands is adopted here if it is news here, and told if it is news there.
+        """
+        key = (record.provider, record.model)
+        breakers = self._breakers().get(record.provider)
+        if breakers is None:
+            return  # it is in the chain of others only
+        ours = self._record(key)
+        if ours is not None and not _differ(ours, record):
+            return
+        stands = record if ours is None else merged(ours, record)
+        if ours is None or _differ(ours, stands):
+            breakers.adopt(record.model, _snapshot(stands), self._clock.monotonic())
+            ours = self._record(key)
+        if ours is not None and _differ(ours, record):
+            self._tell(key, ours.reason)
+
+    # What it does by itself.
+
+    async def synchronise(self) -> None:
+        """
+        Compare all that the store knows with all that is known here, and let both know it.
+
+        Raises:
+            StoreAway: Try again when it is back.
+        """
+        await self._tell_all()  # first, lest what was forgotten here meanwhile is learned again
+        records = await self._link.ask("read", lambda store: store.breakers())
+        for record in records:
+            self.take(record)
+        known = {(record.provider, record.model) for record in records}
+        for provider, breakers in self._breakers().items():
+            for model, snapshot in breakers.snapshots(self._clock.monotonic()).items():
+                if (provider, model) not in known:
+                    self._tell((provider, model), snapshot.reason)
+        await self._tell_all()
+
+    async def tick(self) -> None:
+        """Look after leases; call this every `trials.ROUND_SECONDS`. A store that is away is no error."""
+        with suppress(StoreAway):
+            for trials in list(self._trials):
+                await trials.tick()
+                if trials.idle:
+                    self._trials.pop(trials, None)
+
+    async def leave(self) -> None:
+        """Tell what is untold and give back all leases, as far as the store is there."""
+        with suppress(StoreAway):
+            await self._tell_all()
+            for trials in list(self._trials):
+                await trials.leave()
+        for errand in self._errands:
+            errand.cancel()
+        if self._errands:
+            await asyncio.wait(self._errands)
+
+    # Telling.
+
+    def _tell(self, key: _Key, reason: str) -> None:
+        """Let the store know of a breaker's present state as soon as may be."""
+        self._untold.pop(key, None)
+        self._untold[key] = _Untold(reason)
+        if len(self._untold) > MAX_UNTOLD:
+            del self._untold[next(iter(self._untold))]
+        if self._link.up and not self._telling.locked():
+            self._spawn(self._tell_all)
+
+    async def _tell_all(self) -> None:
+        async with self._telling:
+            while self._untold:
+                key, untold = next(iter(self._untold.items()))
+                record = self._record(key)
+                if record is None:  # its provider has left the chain
+                    del self._untold[key]
+                    continue
+                stands = await self._told(record)
+                if self._untold.get(key) is untold:
+                    del self._untold[key]
+                self.take(stands)
+
+    async def _told(self, record: BreakerRecord) -> BreakerRecord:
+        return await self._link.ask("write", lambda store: store.merge_breaker(record))
+
+    def _record(self, key: _Key) -> BreakerRecord | None:
+        """
+        Return what is known here of a breaker; None for nothing.
+
+        Of a model whose breaker was forgotten something is known until it is told: that its
+        trouble is over. After that, others may know better.
+        """
+        provider, model = key
+        if (breakers := self._breakers().get(provider)) is None:
+            return None
+        snapshot = breakers.snapshot(model, self._clock.monotonic())
+        if snapshot is None:
+            if (untold := self._untold.get(key)) is None:
+                return None
+            snapshot = breakers.forgotten(untold.reason)
+        return BreakerRecord(
+            provider=provider,
+            model=model,
+            state=snapshot.state.value,
+            orders=snapshot.orders,
+            era=snapshot.era,
+            rest_seconds=snapshot.rest_seconds,
+            since_seconds=snapshot.since_seconds,
+            level=snapshot.level,
+            reason=snapshot.reason,
+            replica=snapshot.moved_by or self._link.replica,
+        )
+
+    def _spawn(self, errand: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what waits for the store; if it is away, what was to be done is done when it is back."""
+        task = asyncio.create_task(_unless_away(errand), name="shared breakers")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+
+async def _unless_away(errand: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with suppress(StoreAway):
+        await errand()
+
+
+def _snapshot(record: BreakerRecord) -> Snapshot:
+    return Snapshot(
+        state=State(record.state),
+        orders=record.orders,
+        era=record.era,
+        rest_seconds=record.rest_seconds,
+        since_seconds=record.since_seconds,
+        level=record.level,
+        reason=record.reason,
+        moved_by=record.replica,
+    )
+
+
+def _differ(one: BreakerRecord, other: BreakerRecord) -> bool:
+    """Whether two records of one breaker tell different things, and not one thing at two moments."""
+    if (one.orders, one.era, one.state) != (other.orders, other.era, other.state):
+        return True
+    return not math.isclose(one.rest_seconds, other.rest_seconds, rel_tol=0, abs_tol=SAME_REST_SECONDS)
