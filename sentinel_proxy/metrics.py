@@ -177,7 +177,7 @@ EVENTS_DROPPED: Final = Series(
     "sentinel_events_dropped_total", "counter", (), "Events that a subscriber was too slow for."
 )
 STATE_UP: Final = Series(
-    "sentinel_state_up", "gauge", (), "1 while the state store works; embedded state always does."
+    "sentinel_state_up", "gauge", (), "1 while the state store answers; memory always does."
 )
 STATE_ERRORS: Final = Series(
     "sentinel_state_errors_total", "counter", ("operation",), "Operations of the state store that failed."
