@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sentinel_proxy import __version__
 from sentinel_proxy.admin.access import Access, AccessMiddleware
@@ -31,6 +31,7 @@ from sentinel_proxy.admin.routes import Desk
 from sentinel_proxy.api import errors, health, metrics, models, passthrough, routes
 from sentinel_proxy.api.headers import NOTHING_ASKED
 from sentinel_proxy.api.line import Line, Service
+from sentinel_proxy.board import Numbers
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config
 from sentinel_proxy.errors import CallerError
@@ -63,7 +64,9 @@ NORMAL_PACE: Final = Pace()
 
 class Proxy:
     """
-    Everything one process is made of; `app` is what a server runs.
+    Everything one process is made of; a server runs it as an ASGI application.
+
+    `router` has every path there is; `app` is the middleware around it.
 
     Args:
         config: The effective configuration.
@@ -72,6 +75,7 @@ class Proxy:
         transport: Makes the transport of a provider; by default what its configuration names.
         pace: Of the live feed.
         samples: Given where traces are exported; decides which are kept.
+        numbers: Where this process counts; several workers have a board for it.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Proxy:
         transport: Callable[[Provider, Wheel], Transport] = default_transport,
         pace: Pace = NORMAL_PACE,
         samples: Samples | None = None,
+        numbers: Numbers | None = None,
     ) -> None:
         self.config = config
         self.bus = bus if bus is not None else Bus()
@@ -103,12 +108,12 @@ class Proxy:
         self.hedging = self._hedging()
         self.failover = self._failover()
         self.health = self._monitor(uniform)
-        self.metrics = self._metrics()
+        self.metrics = self._metrics(numbers)
         self.operations = self._operations()
         self.broadcast = Broadcast(config.state.events, self.clock, self.feed)
         self.reporter = self._reporter()
         self.incidents = self._incidents()
-        self.app = self._build_app()
+        self.router, self.app = self._build_app()
 
     def __repr__(self) -> str:
         return f"<Proxy {self.registry!r}>"
@@ -143,7 +148,7 @@ class Proxy:
         self.health.watch_over(self.upstreams, config.health, config.breaker.recovery_timeout)
         self.metrics.know(self.chain.names())
         self.operations.upstreams = self.chain.by_name()
-        self.app = self._build_app()
+        self.router, self.app = self._build_app()
         self.bus.emit(Noticed("info", "configuration reloaded", {"chain": " -> ".join(self.chain.names())}))
 
     @property
@@ -177,8 +182,8 @@ class Proxy:
         monitor.listen(self.bus)
         return monitor
 
-    def _metrics(self) -> Metrics:
-        counted = Metrics(self.chain.names())
+    def _metrics(self, numbers: Numbers | None) -> Metrics:
+        counted = Metrics(self.chain.names(), numbers)
         counted.listen(self.bus)
         health = self.health
         counted.read_live(
@@ -217,7 +222,7 @@ class Proxy:
         provider = next((provider for provider in self.registry if provider.name == name), None)
         return provider.model_for(model) if provider is not None else model
 
-    def _build_app(self) -> Starlette:
+    def _build_app(self) -> tuple[Starlette, ASGIApp]:
         rescue = Rescue(self.failover, self.config.rescue.mode, self.clock, self.bus.emit)
         service = Service(
             self.config,
@@ -228,20 +233,25 @@ class Proxy:
             self.clock,
             self.bus.emit,
             self._lines,
+            self.state,
         )
-        return Starlette(
+        calls = routes.endpoints(service)
+        router = Starlette(
             routes=[
-                *routes.routes(service),
+                *routes.routes(calls),
                 *models.routes(service),
                 *health.routes(service, __version__),
                 *metrics.routes(self.metrics),
                 *passthrough.routes(service, Passthrough(self.upstreams, self.clock, self.bus.emit)),
                 Beside(self._build_admin()),
             ],
-            middleware=self._onion(),
-            exception_handlers={HTTPException: _refused},
+            exception_handlers={HTTPException: _refused, Exception: _broken},
             lifespan=self._lifespan,
         )
+        app: ASGIApp = routes.Shortcut(router, calls)
+        for middleware in reversed(self._onion()):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return router, app
 
     def _build_admin(self) -> Starlette:
         config = self.config
@@ -310,7 +320,7 @@ async def _mistaken(_: Request, error: Exception) -> Response:
 
 
 async def _broken(_: Request, __: Exception) -> Response:
-    """A mistake of ours at an operators' face; the error goes on to those who report it."""
+    """A mistake of ours behind the router; the error goes on to those who report it."""
     return _response(errors.of_mistake())
 
 

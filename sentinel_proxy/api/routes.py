@@ -5,11 +5,11 @@ Plain ASGI endpoints, one object each. A call is read (`calls`), asked (`failove
 reply or its error is sent (`relay`, `errors`); every call ends in exactly one `CallFinished`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sentinel_proxy.api import headers
 from sentinel_proxy.api.calls import parse_object
@@ -23,13 +23,37 @@ from sentinel_proxy.wire.json import dumps, loads
 JSON = (b"content-type", b"application/json")
 
 
-def routes(service: Service) -> Sequence[BaseRoute]:
-    """Return the routes of this face, the busiest first."""
-    calls = [
-        Route(f"/v1{path}", endpoint=Inference(service, endpoint), methods=["POST"])
-        for endpoint, path in PATHS.items()
-    ]
-    return [*calls, Route("/api/chat", endpoint=SimpleChat(service), methods=["POST"])]
+def endpoints(service: Service) -> dict[str, ASGIApp]:
+    """Return what answers a POST, by its path."""
+    calls: dict[str, ASGIApp] = {
+        f"/v1{path}": Inference(service, endpoint) for endpoint, path in PATHS.items()
+    }
+    return calls | {"/api/chat": SimpleChat(service)}
+
+
+def routes(endpoints: Mapping[str, ASGIApp]) -> Sequence[BaseRoute]:
+    """Return the routes of this face."""
+    return [Route(path, endpoint=endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+
+
+class Shortcut:
+    """
+    Takes calls straight to their endpoint; the router has everything else, other methods included.
+
+    Finding a path among all that there are costs a router more than many a whole middleware, and
+    its own two layers of error handling have nothing to do here: `Line` ends every call.
+    """
+
+    def __init__(self, router: ASGIApp, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._router = router
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self._endpoints.get(scope["path"], self._router)
+        else:
+            endpoint = self._router
+        await endpoint(scope, receive, send)
 
 
 class Inference:

@@ -242,7 +242,7 @@ def test_every_path_is_documented_and_no_other() -> None:
 
 
 def served(proxy: Proxy) -> Iterator[str]:
-    for route in flat(proxy.app.routes):
+    for route in flat(proxy.router.routes):
         if isinstance(route, WebSocketRoute):
             yield f"WS {route.path}"
             continue

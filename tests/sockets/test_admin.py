@@ -612,7 +612,7 @@ def served(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
 
 
 def test_what_is_served_is_described_and_nothing_else() -> None:
-    assert set(served(Proxy(load(None, {}).config).app.routes)) == {
+    assert set(served(Proxy(load(None, {}).config).router.routes)) == {
         (path, method) for path, method, _ in operations()
     }
 
