@@ -77,13 +77,15 @@ class EmbeddedStore:
         self._is_open = False
         self._is_closed = True
         worker, self._worker = self._worker, None
-        if worker is not None:
-            closed = asyncio.wrap_future(worker.submit(self._file.close))
-            worker.shutdown(wait=False)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(COMMAND_SECONDS):
-                    await asyncio.shield(closed)
-        self._unread.end()
+        try:
+            if worker is not None:
+                closed = asyncio.wrap_future(worker.submit(self._file.close))
+                worker.shutdown(wait=False)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(COMMAND_SECONDS):
+                        await asyncio.shield(closed)
+        finally:
+            self._unread.end()
 
     async def ping(self) -> None:
         """Return if the file can be written to."""
