@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -96,48 +97,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from sentinel_proxy.config import load
 
     flags = {"--host": arguments.host, "--port": arguments.port, "--workers": arguments.workers}
-    loaded = load(arguments.config, os.environ, flags)
+    again = partial(load, arguments.config, os.environ, flags)
+    loaded = again()
 
-    from sentinel_proxy.app import Proxy
-    from sentinel_proxy.clock import SystemClock
-    from sentinel_proxy.events import Bus, Noticed
-    from sentinel_proxy.log import Log
-    from sentinel_proxy.server import listen, serve
-    from sentinel_proxy.tracing import tracing_by
+    from sentinel_proxy.workers import serve
 
-    server = loaded.config.server
-    listener = listen(server.host, server.port)
-    bus = Bus()
-    log = Log(loaded.config.log)
-    log.listen(bus)
-    tracing = tracing_by(os.environ, bus, SystemClock())
-    proxy = Proxy(loaded.config, bus=bus, samples=tracing.samples if tracing is not None else None)
-    for note in loaded.notes:
-        bus.emit(Noticed("info", note, {}))
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-    def started() -> None:
-        bus.emit(Noticed("info", "listening", {"address": address}))
-
-    def reload() -> None:
-        try:
-            again = load(arguments.config, os.environ, flags)
-            proxy.reload(again.config)
-        except ConfigError as error:
-            details = {"problem": str(error)}
-            bus.emit(Noticed("error", "the configuration was not reloaded, the old one stays", details))
-            return
-        for note in again.notes:
-            bus.emit(Noticed("info", note, {}))
-
-    try:
-        serve(proxy, listener, started, reload)
-    finally:
-        if tracing is not None:
-            tracing.close()
-        log.sink.close()
-    return 0
+    return serve(loaded, again)
 
 
 def _check_config(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import asyncio
 import math
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import FrameType
@@ -26,6 +27,10 @@ KEEP_ALIVE_SECONDS = 75
 """Above the idle time of HTTP clients, so that the client drops the connection first (nginx's value)."""
 
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+
 FAREWELL_SECONDS = 5
 """For the last words to reach their readers, and connections to close, after draining has ended."""
 
@@ -37,11 +42,17 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: It cannot be bound; says why and what to do.
     """
+    return _bound(host, port)
+
+
+def _bound(host: str, port: int, *, among_others: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only on sockets that say they are TCP; without it, each answer
     # that is written in two parts waits for the caller's delayed acknowledgement, some 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if among_others:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -60,6 +71,37 @@ def _why_not(error: Exception) -> str:
         case 99 | 49 | -2 | 8:
             return "this machine has no such address; choose another with --host"
     return f"cannot be listened on: {getattr(error, 'strerror', None) or error}"
+
+
+class Port:
+    """
+    An address that several processes listen on, each at a socket of its own.
+
+    On Linux the kernel spreads connections evenly over the sockets. Elsewhere the option means
+    something else, and they are copies of one.
+
+    Raises:
+        ConfigError: Somebody else listens there, or it cannot be bound.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._claim = listen(host, port)  # refuses a port in use, and keeps it while nobody listens
+        self.address: tuple[str, int] = self._claim.getsockname()[:2]
+
+    def open(self) -> socket.socket:
+        """Listen: connections queue at the new socket from now on. Raises `ConfigError`."""
+        spreads = sys.platform == "linux"
+        listener = _bound(*self.address, among_others=True) if spreads else self._claim.dup()
+        try:
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise ConfigError("{}:{}".format(*self.address), _why_not(error)) from None
+        return listener
+
+    def close(self) -> None:
+        """Let go of the port; sockets that are open stay so."""
+        self._claim.close()
 
 
 PING_SECONDS = 20.0
@@ -112,7 +154,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=FAREWELL_SECONDS,
-                backlog=2048,
+                backlog=BACKLOG,
             )
         )
         self._proxy = proxy
@@ -148,6 +190,12 @@ class Server(uvicorn.Server):
         if not load.draining:
             load.draining = True
             self._drained_at = self._proxy.clock.monotonic() + self._proxy.config.server.drain_seconds
+
+    def leave(self) -> None:
+        """Drain behind a closed door: whoever calls from now on is refused by the system."""
+        for listening in self.servers:
+            listening.close()
+        self.drain()
 
     def stop(self) -> None:
         """End now: what still runs is told so."""
@@ -212,14 +260,8 @@ class Server(uvicorn.Server):
         self._proxy.bus.emit(Noticed("info", "draining", details))
 
 
-def serve(
-    proxy: Proxy,
-    listener: socket.socket,
-    on_started: Callable[[], None] | None = None,
-    on_hangup: Callable[[], None] | None = None,
-) -> None:
-    """Run *proxy* on *listener* until a signal ends it; returns when everything is closed."""
-    server = Server(proxy, on_started, on_hangup)
+def serve(server: Server, listener: socket.socket) -> None:
+    """Run *server* on *listener* until a signal ends it; returns when everything is closed."""
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
 
