@@ -17,8 +17,8 @@ from sentinel_proxy.stores.base import StoreAway
 ADMIT_SECONDS: Final = 0.025
 """
 How long a call waits for the count. A Redis nearby answers in under 1 ms, one that is busy or in
-the next zone in under 10; what is above that is trouble, of which `link.FAILURES` calls have
-their share before nobody asks any more.
+the next zone in under 10; what is above that is trouble, and three times that in a row ends it
+(`link.FAILURES`): then nobody asks any more.
 """
 
 

@@ -8,6 +8,7 @@ ends by the store's own time-out; nobody waits for it.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ ANSWER_SECONDS: Final = 0.25
 """How long an asker waits who says nothing else; as long as a store's own time-out for one command."""
 
 FAILURES: Final = 3
-"""So many in a row, and the store is away: one is an accident, and each may have kept a call waiting."""
+"""
+So many one after the other, and the store is away. What fails together is one accident: a server
+that forks holds up everybody for a moment.
+"""
 
 BYPASS_SECONDS: Final = 5.0
 """Between two pings of a store that is away."""
@@ -55,8 +59,8 @@ class Link:
     """
     The one way to a store.
 
-    The store is up once it was opened, and until three answers in a row failed or came too late
-    for who had asked. It is up again when it answers a ping as soon as the least patient of
+    The store is up once it was opened, and until three answers, one after the other, failed or
+    came too late for who had asked. It is up again when it answers a ping as soon as the least patient of
     those had wanted, or a slow store would come back to slow every fifth second.
 
     Args:
@@ -75,7 +79,8 @@ class Link:
         self._commands: set[asyncio.Task[Any]] = set()
         self._opened = False
         self._told_away = False
-        self._failures = 0  # in a row
+        self._failures = 0  # in a row, each of a command that was begun after the failure before
+        self._failed_at = -math.inf  # the last of them, by the event loop's clock
         self._patience = ANSWER_SECONDS  # the least of those who met these failures
         self._went = asyncio.Event()
         self._tried = asyncio.Event()
@@ -131,7 +136,7 @@ class Link:
         late = StoreAway(f"no answer within {within_seconds * 1000:g} ms")
         if now() - account.begun <= within_seconds + SLACK_SECONDS:
             account.settled = True
-            self._failed(operation, late, within_seconds)
+            self._failed(account, late, within_seconds)
         raise late
 
     @asynccontextmanager
@@ -163,14 +168,17 @@ class Link:
         if account.settled:
             return
         if error is not None:
-            self._failed(account.operation, error, ANSWER_SECONDS)
+            self._failed(account, error, ANSWER_SECONDS)
         elif now() - account.begun <= self._patience:
             self._failures, self._patience = 0, ANSWER_SECONDS
 
-    def _failed(self, operation: Operation, error: BaseException, patience: float) -> None:
-        self._state.errors[operation] += 1
-        self._failures += 1
+    def _failed(self, account: _Account, error: BaseException, patience: float) -> None:
+        self._state.errors[account.operation] += 1
         self._patience = min(self._patience, patience)
+        if account.begun < self._failed_at:
+            return
+        self._failures += 1
+        self._failed_at = asyncio.get_running_loop().time()
         if self._failures >= FAILURES and self.up:
             self._gone(error)
 

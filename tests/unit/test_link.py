@@ -245,16 +245,22 @@ class TestGoing:
             ("info", {"kind": "redis"}),
         ]
 
-    async def test_many_who_wait_at_once_do_not_make_it_go_many_times(self) -> None:
+    async def test_what_fails_together_is_one_accident(self) -> None:
+        """A server that forks holds up everybody for a moment, and is not away."""
         silence = asyncio.Event()
         store = FarStore()
         async with linked(store) as parts:
             store.answers.clear()
-            asking = [parts.link.ask("write", unanswered(silence), 0.01) for _ in range(50)]
-            results = await asyncio.gather(*asking, return_exceptions=True)
+            up = []
+            for _ in range(FAILURES):
+                asking = [parts.link.ask("write", unanswered(silence), 0.01) for _ in range(50)]
+                results = await asyncio.gather(*asking, return_exceptions=True)
+                assert {type(result) for result in results} == {StoreAway}
+                up.append(parts.link.up)
             silence.set()
 
-        assert {type(result) for result in results} == {StoreAway}
+        assert up == [True] * (FAILURES - 1) + [False]
+        assert parts.state.errors["write"] == 50 * FAILURES
         assert len(parts.told) == 1
 
 
