@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.events import Bus, CallFinished, Emit
+from sentinel_proxy.events import Bus, CallFinished, IncidentChanged
 from sentinel_proxy.incidents.ledger import HEARD, Ledger
 from sentinel_proxy.incidents.pages import page
 from sentinel_proxy.incidents.ring import Instant
@@ -27,7 +27,8 @@ class Incidents:
 
     Args:
         capacity: How many are remembered; the oldest that are over go first.
-        emit: Told every change; must not raise or block.
+        emit: Told every change; must not raise or block. Where replicas share incidents this is
+            `SharedIncidents.take`, which reports what comes of it for all of them.
         model_for: Returns a provider's own name for a caller's model: breakers know that one.
         mint: Names incidents, given Unix seconds.
     """
@@ -36,7 +37,7 @@ class Incidents:
         self,
         capacity: int,
         clock: Clock,
-        emit: Emit,
+        emit: Callable[[IncidentChanged], None],
         *,
         model_for: Callable[[str, str], str] = lambda provider, model: model,
         mint: Callable[[float], str] | None = None,
@@ -72,6 +73,9 @@ class Incidents:
         """
         found, total = page(self._ledger.ring.newest_first(), limit, type, provider, since, before)
         return [record.incident() for record in found], total
+
+    async def refresh(self) -> None:
+        """Do nothing: all that there is to find is here."""
 
     def ongoing(self) -> list[Incident]:
         """Return those that are not over, newest first."""

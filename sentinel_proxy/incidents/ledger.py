@@ -151,7 +151,7 @@ class Ledger:
             yield from self._resolve(key, now)
         if not self._is_away(event.provider):
             yield from self._resolve((IncidentType.FAILOVER_TRIGGERED, event.provider, None), now)
-        if outage is not None and event.reason == TRIAL_SUCCEEDED:
+        if outage is not None and event.reason == TRIAL_SUCCEEDED and event.moved_by is None:
             recovered: Key = (IncidentType.PROVIDER_RECOVERED, event.provider, event.model)
             details = {
                 "model": event.model,

@@ -157,8 +157,8 @@ def decoded(data: bytes) -> tuple[Incident, float]:
             read["duration_seconds"],
         )
         return _worded(incident), float(read["told_at"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an incident as this proxy knows them: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an incident as this version knows them ({error.__class__.__name__})") from None
 
 
 def _frozen(value: Any) -> Any:

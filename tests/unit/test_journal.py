@@ -6,50 +6,27 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
-from fake_store import FakeState, FakeStore
+from fake_store import FakeState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replica_support import Linked, StillClock, rounds
 
 from sentinel_proxy.admin.broadcast import Broadcast
-from sentinel_proxy.events import Event, Noticed
-from sentinel_proxy.model import Feed, Frame, StateHealth
+from sentinel_proxy.events import Noticed
+from sentinel_proxy.model import Feed, Frame
 from sentinel_proxy.replica.journal import MOST_WAITING, OVERDUE_SECONDS, Journal
-from sentinel_proxy.replica.link import BYPASS_SECONDS, FAILURES, Link
 from sentinel_proxy.stores.base import StoreAway
 from sentinel_proxy.stores.records import Resumed
-from sentinel_proxy.testing import FakeClock
 
 pytestmark = pytest.mark.anyio
 
 
-class StillClock(FakeClock):
-    """A clock that only moves by hand; who sleeps is woken by the hand that moves it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._moved = asyncio.Condition()
-
-    async def sleep(self, seconds: float) -> None:
-        until = self.monotonic() + seconds
-        async with self._moved:
-            await self._moved.wait_for(lambda: self.monotonic() >= until)
-
-    async def move(self, seconds: float) -> None:
-        self.advance(seconds)
-        async with self._moved:
-            self._moved.notify_all()
-        await rounds()
-
-
-class Replica:
+class Replica(Linked):
     """A live feed with its journal, and one client that listens from the start."""
 
-    def __init__(self, state: FakeState, clock: FakeClock, capacity: int = 500) -> None:
-        self.store = FakeStore(state)
-        self.emitted: list[Event] = []
+    def __init__(self, state: FakeState, clock: StillClock, capacity: int = 500) -> None:
+        super().__init__(state, clock)
         self.broadcast = Broadcast(capacity, clock, Feed())
-        self.health = StateHealth()
-        self.link = Link(self.store, clock, self.health, self.emitted.append, f"R{len(state.stores)}")
         self.journal = Journal(self.link, self.broadcast, capacity, clock, self.emitted.append)
         self.subscription = self.broadcast.subscribe()
 
@@ -87,12 +64,6 @@ def numbers(texts: Sequence[str]) -> list[int]:
     return [json.loads(text)["payload"]["number"] for text in texts]
 
 
-async def rounds(number: int = 30) -> None:
-    """Let the event loop go round."""
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
 class Room:
     """Replicas that share one store."""
 
@@ -106,17 +77,8 @@ class Room:
             for replica in self.replicas:
                 await replica.hears()
 
-    async def cut_off(self, replica: Replica) -> None:
-        """Take the store away from *replica*, and let it notice."""
-        replica.store.away = True
-        for _ in range(FAILURES):
-            with pytest.raises(StoreAway):
-                await replica.link.ask("read", lambda store: store.frames())
-
     async def join(self, replica: Replica) -> None:
-        """Give the store back to *replica*, and let it notice."""
-        replica.store.away = False
-        await self.clock.move(BYPASS_SECONDS + 1)
+        await replica.join()
         await self.settle()
 
 
@@ -184,7 +146,7 @@ async def test_a_replica_that_comes_later_remembers_what_all_do() -> None:
 async def test_without_the_store_frames_are_shown_here_at_once() -> None:
     async with a_room() as room:
         one, other = room.replicas
-        await room.cut_off(one)
+        await one.cut_off()
         one.tell(1)
 
         assert one.remembered() == [1]
@@ -197,7 +159,7 @@ async def test_what_was_shown_alone_is_told_later_and_shown_once() -> None:
         one, other = room.replicas
         one.tell(1)
         await room.settle()
-        await room.cut_off(one)
+        await one.cut_off()
         one.tell(2)
         other.tell(3)
         await room.settle()
@@ -212,7 +174,7 @@ async def test_an_id_from_the_time_alone_gets_all_and_is_told() -> None:
     """Whoever was shown it here has missed what happened elsewhere."""
     async with a_room() as room:
         one, other = room.replicas
-        await room.cut_off(one)
+        await one.cut_off()
         one.tell(2)
         alone = one.broadcast.last_id
         assert one.after(alone) == ([], False)
@@ -325,7 +287,7 @@ async def test_who_was_away_for_a_whole_ring_tells_that_some_is_missed() -> None
         one.tell(0)
         await room.settle()
         last = one.broadcast.last_id
-        await room.cut_off(one)
+        await one.cut_off()
         other.tell(*range(1, 10))
         await room.settle()
         await room.join(one)
@@ -336,7 +298,7 @@ async def test_who_was_away_for_a_whole_ring_tells_that_some_is_missed() -> None
 async def test_more_than_can_wait_is_dropped_and_said_to_be() -> None:
     async with a_room() as room:
         one, other = room.replicas
-        await room.cut_off(one)
+        await one.cut_off()
         one.tell(*range(MOST_WAITING + 7))
         await room.join(one)
 
@@ -379,7 +341,7 @@ def test_whatever_happens_everybody_sees_everything_once_and_remembers_one_order
                         replica.tell(sent)
                         sent += 1
                     case "cut" if not replica.store.away:
-                        await room.cut_off(replica)
+                        await replica.cut_off()
                     case "join" if replica.store.away:
                         await room.join(replica)
                     case "deaf":
