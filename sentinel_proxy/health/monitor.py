@@ -4,6 +4,11 @@ The monitor: asks every provider now and then, and listens to how calls go.
 One task. Every round asks those providers that have not just answered a call, all at once and
 each within `health.timeout`; how one of them answers never keeps the others waiting for their
 next round. Rounds are jittered so that replicas do not march in step.
+
+Where replicas hear of each other one of them leads: it asks, and tells the others what it found
+out, which then know it as if they had asked. Only the breakers are not voted on twice; they are
+shared by themselves. A replica that has just come asks once for itself, for nobody repeats what
+was told before.
 """
 
 import asyncio
@@ -26,7 +31,8 @@ from sentinel_proxy.events import (
     Noticed,
     ProbeFinished,
 )
-from sentinel_proxy.health.probe import Answer, ask, probe
+from sentinel_proxy.health.probe import ask, probe
+from sentinel_proxy.health.telling import Report, decoded, encoded
 from sentinel_proxy.health.view import Moment, provider_view, status_of
 from sentinel_proxy.health.watch import Watch
 from sentinel_proxy.model import Outcome, ProbeResult
@@ -53,6 +59,8 @@ class Monitor:
         recovery_timeout: Of the breakers, in seconds.
         emit: Told every fact; must not raise or block.
         uniform: Returns a random number between two.
+        leads: Whether this replica asks in rounds; else it listens.
+        tell: Given what was found out here, for the `heard` of the others; None: there are none.
     """
 
     def __init__(
@@ -63,12 +71,17 @@ class Monitor:
         clock: Clock,
         emit: Emit,
         uniform: Callable[[float, float], float],
+        *,
+        leads: Callable[[], bool] = lambda: True,
+        tell: Callable[[bytes], None] | None = None,
     ) -> None:
         self._watches: dict[str, Watch] = {}
         self.watch_over(upstreams, config, recovery_timeout)
         self._clock = clock
         self._emit = emit
         self._uniform = uniform
+        self._leads = leads
+        self._tell = tell
         self._errands: asyncio.TaskGroup | None = None
 
     def watch_over(
@@ -202,9 +215,10 @@ class Monitor:
             self._errands = errands
             try:
                 await self._clock.sleep(self._jittered(interval * FIRST_ROUND_SHARE))
+                await self.round()
                 while True:
-                    await self.round()
                     await self._clock.sleep(self._jittered(interval))
+                    await (self.round() if self._leads() else self._round_elsewhere())
             finally:
                 self._errands = None
 
@@ -214,7 +228,14 @@ class Monitor:
     async def round(self) -> None:
         """Ask every provider that is due, all at once."""
         started = self._clock.monotonic()
-        due = [watch for watch in self._watches.values() if self._is_due(watch, started)]
+        await self._ask_all([watch for watch in self._watches.values() if self._is_due(watch, started)])
+
+    async def _round_elsewhere(self) -> None:
+        """Mark the time as the one who leads does; ask only for what could not be told."""
+        await self._ask_all([watch for watch in self._watches.values() if watch.untold])
+
+    async def _ask_all(self, due: Sequence[Watch]) -> None:
+        started = self._clock.monotonic()
         async with asyncio.TaskGroup() as probes:
             for watch in due:
                 probes.create_task(self._regular(watch), name=f"probe {watch.name}")
@@ -240,9 +261,10 @@ class Monitor:
         started = clock.monotonic()
         era = watch.upstream.breakers.own.era
         answer = await probe(watch.upstream, started + self._config.timeout, started)
-        entries, what = _catalogue(watch.upstream, answer)
+        entries, what = _catalogue(watch.upstream, answer.body, answer.what)
         now = clock.monotonic()
         watch.take(answer, era, now)
+        watch.untold = False
         result = ProbeResult(
             watch.name, clock.time(), now - started, answer.verdict, what, answer.kind, answer.status
         )
@@ -251,13 +273,55 @@ class Monitor:
             details = {"provider": watch.name, "status": result.status}
             self._emit(Noticed("error", "the provider refuses the proxy's credential", details))
         self._emit(ProbeFinished(result))
+        if self._tell is not None:
+            self._tell(encoded(Report(result, answer.retry_after, answer.body)))
         if entries is not None:
             self._look_for_models(watch, entries)
         if result.ok:
             await self._ask_more(watch)
         return result
 
-    def _look_for_models(self, watch: Watch, entries: Sequence[ModelEntry]) -> None:
+    def heard(self, data: bytes, replica: str) -> None:
+        """
+        Take what another replica found out as if it had been found out here, but for the vote.
+
+        Args:
+            data: What its monitor told.
+            replica: Its name.
+        """
+        try:
+            report = decoded(data)
+        except ValueError:
+            return  # of another version, during an upgrade; a replica of this one will lead soon
+        watch = self._watches.get(report.result.provider)
+        if watch is None:
+            return
+        try:
+            self._take_over(watch, report, replica)
+        except Exception as error:
+            self._emit(_went_wrong("the probe of a provider went wrong", watch, error))
+
+    def _take_over(self, watch: Watch, report: Report, replica: str) -> None:
+        result, watch.last = report.result, report.result
+        watch.hear(result.verdict, result.kind, report.retry_after, self._clock.monotonic())
+        watch.untold = report.body is None
+        entries, _ = _catalogue(watch.upstream, report.body or b"", "")
+        self._emit(ProbeFinished(result, told_by=replica))
+        if entries is not None:
+            self._look_for_models(watch, entries, told_by=replica)
+        if result.ok and self._errands is not None and watch.upstream.provider.questions():
+            self._errands.create_task(self._learn_more(watch), name=f"ask more of {watch.name}")
+
+    async def _learn_more(self, watch: Watch) -> None:
+        async with watch.busy:
+            try:
+                await self._ask_more(watch)
+            except Exception as error:
+                self._emit(_went_wrong("the probe of a provider went wrong", watch, error))
+
+    def _look_for_models(
+        self, watch: Watch, entries: Sequence[ModelEntry], told_by: str | None = None
+    ) -> None:
         """Say so, once, if a fallback lacks what calls would be sent to there: better now than then."""
         if watch is next(iter(self._watches.values())):
             return  # the first of the chain is not a fallback: its calls tell at once
@@ -265,10 +329,10 @@ class Monitor:
         if missing == watch.missing:
             return
         watch.missing = missing
-        if missing:
+        if missing and told_by is None:
             details = {"provider": watch.name, "models": missing}
             self._emit(Noticed("warning", "a fallback lacks models that calls would be sent to", details))
-        self._emit(MappedModelsChecked(watch.name, missing))
+        self._emit(MappedModelsChecked(watch.name, missing, told_by))
 
     async def _ask_more(self, watch: Watch) -> None:
         """Let the provider learn what it wants to know; an answer it cannot use does no harm."""
@@ -280,14 +344,14 @@ class Monitor:
                     read(body)
 
 
-def _catalogue(upstream: Upstream, answer: Answer) -> tuple[Sequence[ModelEntry] | None, str]:
+def _catalogue(upstream: Upstream, body: bytes, what: str) -> tuple[Sequence[ModelEntry] | None, str]:
     """Return the models of a good answer, None where it holds no list, and what to say of it."""
-    if not answer.body:
-        return None, answer.what
+    if not body:
+        return None, what
     try:
-        entries = upstream.provider.catalogue(answer.body)
+        entries = upstream.provider.catalogue(body)
     except UpstreamError:
-        return None, f"{answer.what}, but with no list of models"
+        return None, f"{what}, but with no list of models"
     return entries, f"it lists {len(entries)} models"
 
 

@@ -15,7 +15,7 @@ from sentinel_proxy.health.probe import Answer
 from sentinel_proxy.health.traffic import Traffic
 from sentinel_proxy.model import ProbeResult, Verdict
 from sentinel_proxy.providers.base import ModelEntry
-from sentinel_proxy.resilience.breaker import State
+from sentinel_proxy.resilience.breaker import Breaker, State
 from sentinel_proxy.upstream.upstream import Upstream
 
 MIN_REST_SECONDS: Final = 5.0
@@ -31,6 +31,7 @@ class Watch:
         traffic: How recent calls went.
         missing: Models that calls would be sent to there, and that it does not list.
         busy: Held while it is being asked.
+        untold: Whether what it lists was too long for another replica to tell, so that it must be asked here.
         warmed: Whether it was made ready in the present outage of those before it.
     """
 
@@ -40,6 +41,7 @@ class Watch:
         self.traffic = Traffic()
         self.missing: tuple[str, ...] = ()
         self.busy = asyncio.Lock()
+        self.untold = False
         self.warmed = False
         self._answered_since = False  # a call was answered well after the latest probe
         self._least_rest = min(MIN_REST_SECONDS, recovery_timeout / 2)
@@ -69,17 +71,28 @@ class Watch:
             era: Of the provider's breaker when it was asked: what has moved since, moved on
                 fresher news.
         """
-        self._answered_since = False
-        if answer.kind is FailureKind.THROTTLED:
-            self.upstream.gate.close(answer.retry_after, now)
+        self.hear(answer.verdict, answer.kind, answer.retry_after, now)
         if answer.error is not None and answer.verdict is Verdict.FAILED:
-            self._probes_failed = True
             self._vote(answer.error, era, now)
-        elif answer.kind is FailureKind.CREDENTIAL:
-            self._probes_failed = True  # no vote, but the first that passes tells that the key works again
         elif answer.verdict is Verdict.PASSED:
             self._take_back(now)
             self._end_rest_early(now)
+
+    def hear(self, verdict: Verdict, kind: FailureKind | None, retry_after: float | None, now: float) -> None:
+        """
+        Take note of a probe, whoever made it; what becomes of the breakers is not decided here.
+
+        Args:
+            retry_after: Seconds, of a 429; None: it did not say.
+        """
+        self._answered_since = False
+        if kind is FailureKind.THROTTLED:
+            self.upstream.gate.close(retry_after, now)
+        if verdict is Verdict.FAILED or kind is FailureKind.CREDENTIAL:
+            # A refused credential is no vote, but the first probe that passes tells that it works again.
+            self._probes_failed = True
+        elif verdict is Verdict.PASSED and not self._resting():
+            self._probes_failed = self._probes_failed and self.upstream.breakers.own.state is not State.CLOSED
 
     def _vote(self, error: UpstreamError, era: int, now: float) -> None:
         """Vote as a failed call does. The permit is asked for only now, lest a probe keep out a call."""
@@ -107,14 +120,15 @@ class Watch:
         self._own_votes = 0
 
     def _end_rest_early(self, now: float) -> None:
-        breakers = self.upstream.breakers
-        own = breakers.own
-        resting = [each for each in (own, *breakers.models_view().values()) if each.state is State.OPEN]
-        if not resting:
-            self._probes_failed = self._probes_failed and own.state is not State.CLOSED
-        elif self._probes_failed and now - max(each.since or 0.0 for each in resting) >= self._least_rest:
+        resting = self._resting()
+        least_rest_over = now - max((each.since or 0.0 for each in resting), default=now) >= self._least_rest
+        if resting and self._probes_failed and least_rest_over:
             self._probes_failed = False
-            breakers.advance(now)
+            self.upstream.breakers.advance(now)
+
+    def _resting(self) -> list[Breaker]:
+        breakers = self.upstream.breakers
+        return [each for each in (breakers.own, *breakers.models_view().values()) if each.state is State.OPEN]
 
     def heard_good(self, seconds: float, now: float) -> None:
         """A call was answered well."""
