@@ -14,7 +14,9 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -22,6 +24,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from sentinel_proxy.app import Proxy
 from sentinel_proxy.errors import ConfigError
 from sentinel_proxy.events import Noticed
+from sentinel_proxy.inbound import Inbound
 
 KEEP_ALIVE_SECONDS = 75
 """Above the idle time of HTTP clients, so that the client drops the connection first (nginx's value)."""
@@ -33,6 +36,10 @@ BACKLOG = 2048
 
 FAREWELL_SECONDS = 5
 """For the last words to reach their readers, and connections to close, after draining has ended."""
+
+
+FORCED_SECONDS = 0.5
+"""For the application to close what it has, where somebody wants the end now."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -140,7 +147,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 proxy,
-                http="httptools",
+                http=cast(Any, partial(Inbound, wheel=proxy.wheel)),
                 ws=LiveConnection,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_ping_interval=PING_SECONDS,
@@ -226,8 +233,9 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.005)
         for task in list(state.tasks):
             task.cancel(msg="the proxy has shut down")
-        if not self.force_exit:
-            await self.lifespan.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FORCED_SECONDS if self.force_exit else None):
+                await self.lifespan.shutdown()
 
     async def main_loop(self) -> None:
         """Tick ten times a second, and at once when it is time to end."""
