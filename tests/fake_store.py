@@ -18,6 +18,8 @@ from sentinel_proxy.stores.records import (
     Note,
     Resumed,
     SharedIncident,
+    aged,
+    kept_seconds,
     merged,
 )
 
@@ -29,11 +31,10 @@ class Kept:
     record: BreakerRecord
     at: float
 
-    def aged(self, now: float) -> BreakerRecord:
+    def aged(self, now: float) -> BreakerRecord | None:
+        """Return it as it is *now*; None once it is forgotten."""
         passed = now - self.at
-        rest_seconds = max(0.0, self.record.rest_seconds - passed)
-        since_seconds = self.record.since_seconds + passed
-        return replace(self.record, rest_seconds=rest_seconds, since_seconds=since_seconds)
+        return aged(self.record, passed) if passed < kept_seconds(self.record) else None
 
 
 @dataclass
@@ -127,7 +128,7 @@ class FakeStore:
         """Note that *name* was asked, and return what time it is; raises `StoreAway` where it is."""
         self.state.asked.append(name)
         if self.away or self.closed:
-            raise StoreAway("closed" if self.closed else "away")
+            raise StoreAway("the store is closed" if self.closed else "the store is away")
         return self.state.clock.monotonic()
 
     async def open(self) -> None:
@@ -153,14 +154,15 @@ class FakeStore:
 
     async def breakers(self) -> Sequence[BreakerRecord]:
         now = self._ask("breakers")
-        return [kept.aged(now) for kept in self.state.records.values()]
+        records = (kept.aged(now) for kept in self.state.records.values())
+        return [record for record in records if record is not None]
 
     async def take_lease(self, name: str, owner: str, seconds: float, places: int = 1) -> float:
         now = self._ask("take_lease")
         owners = {each: end for each, end in self.state.leases.get(name, {}).items() if end > now}
         self.state.leases[name] = owners
         if owner not in owners and len(owners) >= places:
-            return min(owners.values()) - now
+            return sorted(owners.values())[-places] - now
         owners[owner] = now + seconds
         return 0.0
 
@@ -168,20 +170,21 @@ class FakeStore:
         self._ask("release_lease")
         self.state.leases.get(name, {}).pop(owner, None)
 
-    async def admit(self, key: str, limit: int, window_seconds: float) -> Decision:
+    async def admit(self, key: str, limit: int, window_seconds: float, requests: int) -> Sequence[Decision]:
         now = self._ask("admit")
         log = self.state.limits.setdefault((key, window_seconds), SlidingLog(limit, window_seconds))
-        return log.admit(key, now, limit=limit)
+        return [log.admit(key, now, limit=limit) for _ in range(requests)]
 
     async def append(self, frames: Sequence[Frame]) -> None:
         self._ask("append")
         for frame in frames:
             self.state.ring.append(frame)
-            del self.state.ring[: -self.state.max_frames]
             self.state.tell(frame)
+        del self.state.ring[: -self.state.max_frames]
 
     async def frames(self) -> Sequence[Frame]:
         self._ask("frames")
+        del self.state.ring[: -self.state.max_frames]
         return list(self.state.ring)
 
     async def contribute(self, contribution: Contribution, alive: frozenset[str]) -> SharedIncident:
@@ -203,8 +206,9 @@ class FakeStore:
     def _trim(self) -> None:
         incidents = self.state.shared_incidents
         while len(incidents) > self.state.max_incidents:
-            over = [each for each in incidents if not any(part.ongoing for part in each.contributions)]
-            incidents.remove((over or incidents)[-1])
+            older = incidents[1:]
+            over = [each for each in older if not any(part.ongoing for part in each.contributions)]
+            incidents.remove((over or older)[-1])
 
     async def incidents(self) -> Sequence[SharedIncident]:
         self._ask("incidents")
@@ -227,7 +231,11 @@ class FakeStore:
         self.state.tell(note)
 
     async def news(self) -> AsyncIterator[News]:
-        yield Resumed()
+        if self.closed:
+            return
+        self.heard()  # what was before
+        if not self.away:
+            yield Resumed()
         while (news := await self._heard.get()) is not None:
             yield news
 

@@ -81,8 +81,12 @@ class Store(Protocol):
 
     # Limits.
 
-    async def admit(self, key: str, limit: int, window_seconds: float) -> Decision:
-        """Decide about one request of *key* as `SlidingLog.admit` does, by the store's own clock."""
+    async def admit(self, key: str, limit: int, window_seconds: float, requests: int) -> Sequence[Decision]:
+        """
+        Decide about so many requests of *key*, one after the other, by the store's own clock.
+
+        Each as `SlidingLog.admit` does, all in one step: those that are admitted come first.
+        """
 
     # Events.
 

@@ -119,11 +119,12 @@ class EmbeddedStore:
         self._raise_unless_open()
         self._leases.pop((name, owner), None)
 
-    async def admit(self, key: str, limit: int, window_seconds: float) -> Decision:
-        """Decide about one request of *key*."""
+    async def admit(self, key: str, limit: int, window_seconds: float, requests: int) -> Sequence[Decision]:
+        """Decide about so many requests of *key*."""
         self._raise_unless_open()
         log = self._logs.setdefault(window_seconds, SlidingLog(0, window_seconds))
-        return log.admit(key, self._clock.monotonic(), limit=limit)
+        now = self._clock.monotonic()
+        return [log.admit(key, now, limit=limit) for _ in range(requests)]
 
     # Events.
 

@@ -57,9 +57,9 @@ async def store(backing: Backing) -> AsyncIterator[Store]:
 
 @pytest.fixture(params=SHARED)
 async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Store, Store]]:
-    """Two open stores on one state, as two replicas have them."""
+    """Two open stores on one state, as two replicas have them, with room for 100 events."""
     async with SHARED[request.param](tmp_path) as backing, AsyncExitStack() as stack:
-        first, second = [await stack.enter_async_context(opened(backing.store())) for _ in range(2)]
+        first, second = [await stack.enter_async_context(opened(backing.store(events=100))) for _ in range(2)]
         yield first, second
 
 
@@ -96,9 +96,15 @@ async def together(questions: Iterable[Awaitable[T]]) -> list[T]:
     return await asyncio.gather(*(ask(question) for question in questions))
 
 
+async def admit(store: Store, limit: int, key: str = "a client") -> Decision:
+    """Ask about one request."""
+    (decision,) = await store.admit(key, limit, 60.0, 1)
+    return decision
+
+
 async def admitted(store: Store, times: int, *, key: str = "a client", limit: int = 100) -> int:
     """Ask *times* times, some at once; return how many were let in."""
-    decisions = await together(store.admit(key, limit, 60.0) for _ in range(times))
+    decisions = await together(admit(store, limit, key) for _ in range(times))
     return sum(decision.allowed for decision in decisions)
 
 
@@ -115,7 +121,7 @@ COMMANDS: Final[dict[str, Callable[[Store], Awaitable[Any]]]] = {
     "breakers": lambda store: store.breakers(),
     "take_lease": lambda store: store.take_lease("probes", "A", 6.0),
     "release_lease": lambda store: store.release_lease("probes", "A"),
-    "admit": lambda store: store.admit("a client", 100, 60.0),
+    "admit": lambda store: store.admit("a client", 100, 60.0, 1),
     "append": lambda store: store.append([frame("1")]),
     "frames": lambda store: store.frames(),
     "contribute": lambda store: store.contribute(told("A", "A1"), EVERYBODY),
@@ -417,7 +423,7 @@ async def test_of_many_that_ask_at_once_as_many_get_a_lease_as_there_are_places(
 
 
 async def test_the_100th_is_admitted_and_the_101st_refused(store: Store) -> None:
-    decisions = [await store.admit("a client", 100, 60.0) for _ in range(101)]
+    decisions = [await admit(store, 100) for _ in range(101)]
 
     assert [decision.allowed for decision in decisions] == [True] * 100 + [False]
     assert [decision.remaining for decision in decisions] == [*reversed(range(100)), 0]
@@ -450,17 +456,17 @@ async def test_who_is_refused_is_not_counted(store: Store, backing: Backing) -> 
 
 
 async def test_who_comes_when_told_to_is_admitted(store: Store, backing: Backing) -> None:
-    await store.admit("a client", 2, 60.0)
+    await admit(store, 2)
     backing.clock.advance(10.0)
-    await store.admit("a client", 2, 60.0)
+    await admit(store, 2)
     backing.clock.advance(10.0)
 
-    refused = await store.admit("a client", 2, 60.0)
+    refused = await admit(store, 2)
 
     assert refused == pytest.approx(Decision(False, 2, 0, 40.0, 50.0), abs=0.002)
     backing.clock.advance(math.ceil(refused.retry_after_seconds))
-    assert await store.admit("a client", 2, 60.0) == pytest.approx(Decision(True, 2, 0, 0.0, 60.0), abs=0.002)
-    assert not (await store.admit("a client", 2, 60.0)).allowed
+    assert await admit(store, 2) == pytest.approx(Decision(True, 2, 0, 0.0, 60.0), abs=0.002)
+    assert not (await admit(store, 2)).allowed
 
 
 async def test_keys_are_limited_apart(store: Store) -> None:
@@ -469,7 +475,7 @@ async def test_keys_are_limited_apart(store: Store) -> None:
 
 
 async def test_a_limit_of_0_is_none(store: Store) -> None:
-    assert await store.admit("a client", 0, 60.0) == UNLIMITED
+    assert await admit(store, 0) == UNLIMITED
     assert await admitted(store, 20, limit=0) == 20
 
 
@@ -481,13 +487,29 @@ async def test_a_store_decides_as_the_sliding_log_does(store: Store, backing: Ba
     for _ in range(200):
         clock.advance(chance.choice([0.0, 0.0, 0.25, 1.0, 7.5, 29.75, 60.0]))
         key, limit = chance.choice(keys), chance.choice([3, 4, 4, 10])
-        decision = await store.admit(key, limit, 60.0)
+        decision = await admit(store, limit, key)
 
         assert decision == pytest.approx(log.admit(key, clock.monotonic(), limit=limit), abs=0.002)
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_many_requests_at_once_are_decided_as_one_after_the_other(
+    store: Store, backing: Backing, seed: int
+) -> None:
+    chance, log, clock = random.Random(seed), SlidingLog(100, 60.0), backing.clock
+
+    for _ in range(50):
+        clock.advance(chance.choice([0.0, 0.25, 7.5, 29.75, 60.0]))
+        limit, requests = chance.choice([3, 4, 10]), chance.choice([1, 2, 3, 5, 20])
+        decisions = await store.admit("a client", limit, 60.0, requests)
+
+        assert len(decisions) == requests
+        for decision in decisions:
+            assert decision == pytest.approx(log.admit("a client", clock.monotonic(), limit=limit), abs=0.002)
+
+
 async def test_of_200_in_parallel_at_two_replicas_exactly_100_pass(pair: tuple[Store, Store]) -> None:
-    decisions = await together(pair[number % 2].admit("a client", 100, 60.0) for number in range(200))
+    decisions = await together(admit(pair[number % 2], 100) for number in range(200))
 
     assert sum(decision.allowed for decision in decisions) == 100
 
@@ -541,7 +563,7 @@ async def test_replicas_see_the_events_of_all_in_one_order(pair: tuple[Store, St
         await eventually(lambda: len(one) == len(other) == 80)
 
         assert one == other
-        assert list(await first.frames()) == list(await second.frames()) == one[-5:]
+        assert list(await first.frames()) == list(await second.frames()) == one
         firsts = [heard.id for heard in one if isinstance(heard, Frame)][::2]
         assert all(name.endswith("a") for name in firsts), "what was appended together stays together"
 
@@ -878,7 +900,7 @@ async def test_answers_stay_right_while_others_give_up_waiting(store: Store, see
         incident = await store.contribute(told(name, name, key=name), EVERYBODY)
         assert (incident.id, ids([incident])) == (name, [[name]])
         assert await store.take_lease(name, name, 6.0) == 0.0
-        assert (await store.admit(name, 1, 60.0)).allowed
+        assert (await admit(store, 1, name)).allowed
 
     for start in range(0, 100, 10):
         tasks = [asyncio.create_task(ask(number)) for number in range(start, start + 10)]

@@ -314,7 +314,7 @@ async def test_what_needs_no_disk_does_not_wait_for_it(
     await asyncio.sleep(0)
 
     assert await store.take_lease("probes", "A", 6.0) == 0.0
-    assert (await store.admit("a client", 1, 60.0)).allowed
+    assert [decision.allowed for decision in await store.admit("a client", 1, 60.0, 1)] == [True]
     assert await store.beat("A", b"{}", 6.0) == {"A": b"{}"}
 
     assert not appending.done()

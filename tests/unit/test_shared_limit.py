@@ -1,7 +1,7 @@
 """The rate limit of a client over all replicas, while they hear of each other and while they do not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -40,10 +40,10 @@ class SilentStore(FakeStore):
         super().__init__(state)
         self.answers = asyncio.Event()
 
-    async def admit(self, key: str, limit: int, window_seconds: float) -> Decision:
-        decision = await super().admit(key, limit, window_seconds)
+    async def admit(self, key: str, limit: int, window_seconds: float, requests: int) -> Sequence[Decision]:
+        decisions = await super().admit(key, limit, window_seconds, requests)
         await self.answers.wait()
-        return decision
+        return decisions
 
     async def ping(self) -> None:
         await self.answers.wait()
@@ -117,6 +117,59 @@ async def test_a_client_that_used_up_its_limit_here_costs_the_store_nothing() ->
         assert state.asked == []
 
 
+class TestTogether:
+    """Calls of one client that come at once, or while a question about it is out, share a question."""
+
+    async def test_many_calls_at_once_cost_one_question(self) -> None:
+        async with replicas(FakeStore, limit=60) as (state, _, (one,)):
+            state.asked.clear()
+            decisions = await asyncio.gather(*(one.ask() for _ in range(100)))
+
+        assert state.asked == ["admit"]
+        assert [decision.allowed for decision in decisions] == [True] * 60 + [False] * 40
+        assert [decision.remaining for decision in decisions] == [*reversed(range(60)), *[0] * 40]
+
+    async def test_another_client_is_another_question(self) -> None:
+        async with replicas(FakeStore, limit=60) as (state, _, (one,)):
+            state.asked.clear()
+            await asyncio.gather(one.ask("web"), one.ask("batch"), one.ask("web"))
+
+        assert state.asked == ["admit", "admit"]
+
+    async def test_whoever_comes_while_a_question_is_out_waits_for_the_next(self) -> None:
+        async with replicas(SilentStore, limit=60) as (state, _, (one,)):
+            first = asyncio.create_task(one.ask())
+            await eventually(lambda: "admit" in state.asked)
+            others = [asyncio.create_task(one.ask()) for _ in range(20)]
+            await asyncio.sleep(0)
+            cast(SilentStore, one.store).answers.set()
+            decisions = await asyncio.gather(first, *others)
+
+        assert state.asked.count("admit") == 2
+        assert [decision.remaining for decision in decisions] == [*reversed(range(39, 60))]
+
+    async def test_a_caller_who_leaves_takes_nobody_along(self) -> None:
+        async with replicas(SilentStore, limit=60) as (state, _, (one,)):
+            calls = [asyncio.create_task(one.ask()) for _ in range(3)]
+            await eventually(lambda: "admit" in state.asked)
+            for call in calls[:2]:
+                call.cancel()
+            cast(SilentStore, one.store).answers.set()
+
+            assert (await calls[2]).allowed
+            assert [type(each) for each in await asyncio.gather(*calls[:2], return_exceptions=True)] == [
+                asyncio.CancelledError
+            ] * 2
+
+    async def test_who_waits_behind_a_question_without_an_answer_does_not_wait_for_a_second(self) -> None:
+        async with replicas(SilentStore, limit=60) as (state, _, (one,)):
+            decisions = await asyncio.gather(*(one.ask() for _ in range(20)))
+
+            assert state.asked.count("admit") == 1
+            assert {decision.allowed for decision in decisions} == {True}
+            cast(SilentStore, one.store).answers.set()
+
+
 class TestAway:
     async def test_what_was_let_through_before_counts_on(self) -> None:
         async with replicas(FakeStore, limit=10) as (_, _, (one,)):
@@ -171,10 +224,9 @@ class TestAway:
 
 async def test_a_slow_answer_does_not_make_the_window_longer() -> None:
     """The request counts from when it was asked for, here as in the store."""
-    async with replicas(SilentStore, limit=1) as (_, clock, (one,)):
+    async with replicas(SilentStore, limit=1) as (state, clock, (one,)):
         asking = asyncio.create_task(one.ask())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await eventually(lambda: "admit" in state.asked)
         clock.advance(0.01)
         cast(SilentStore, one.store).answers.set()
         assert (await asking).allowed
@@ -185,7 +237,9 @@ async def test_a_slow_answer_does_not_make_the_window_longer() -> None:
 
 
 class Wire:
-    """As much of a link as the limit uses; it gives up on nothing and never forgives."""
+    """As much of a link as the limit uses; it asks whatever happened before."""
+
+    up = True
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
@@ -243,7 +297,7 @@ def test_whatever_the_store_does_nobody_is_refused_too_early_or_let_through_twic
         elif step in ("go", "return"):
             stores[value].away = step == "go"
         else:
-            allowed = immediate(limits[value].admit("web", limit)).allowed
+            allowed = asyncio.run(limits[value].admit("web", limit)).allowed
             lately = [who for at, who in admitted if at > now - WINDOW]
             assert allowed or len(lately) >= limit
             assert not allowed or lately.count(value) < limit
