@@ -12,7 +12,6 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock
@@ -33,13 +32,6 @@ SAME_REST_SECONDS: Final = 1.0
 _Key = tuple[str, str | None]  # a provider; None for its own breaker, or a model there
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Untold:
-    """News that the store has not heard yet; the state itself is read when it is told."""
-
-    reason: str  # of a model's breaker that is forgotten by then
-
-
 class SharedBreakers:
     """
     Tells the store of this replica's breakers, and these of the others'.
@@ -54,7 +46,7 @@ class SharedBreakers:
         self._link = link
         self._breakers = breakers
         self._clock = clock
-        self._untold: dict[_Key, _Untold] = {}
+        self._untold: dict[_Key, object] = {}  # in order; another object each time it moves
         self._telling = asyncio.Lock()
         self._trials: dict[Trials, None] = {}  # those with something to do, in order
         self._errands: set[asyncio.Task[None]] = set()
@@ -89,7 +81,7 @@ class SharedBreakers:
 
     def _breaker_changed(self, event: BreakerChanged) -> None:
         if event.moved_by is None:
-            self._tell((event.provider, event.model), event.reason)
+            self._tell((event.provider, event.model))
 
     def take(self, record: BreakerRecord) -> None:
         """
@@ -109,7 +101,7 @@ class SharedBreakers:
             breakers.adopt(record.model, _snapshot(stands), self._clock.monotonic())
             ours = self._record(key)
         if ours is not None and _differ(ours, record):
-            self._tell(key, ours.reason)
+            self._tell(key)
 
     # What it does by itself.
 
@@ -120,15 +112,15 @@ class SharedBreakers:
         Raises:
             StoreAway: Try again when it is back.
         """
-        await self._tell_all()  # first, lest what was forgotten here meanwhile is learned again
+        await self._tell_all()
         records = await self._link.ask("read", lambda store: store.breakers())
         for record in records:
             self.take(record)
         known = {(record.provider, record.model) for record in records}
         for provider, breakers in self._breakers().items():
-            for model, snapshot in breakers.snapshots(self._clock.monotonic()).items():
+            for model in breakers.remarkable():
                 if (provider, model) not in known:
-                    self._tell((provider, model), snapshot.reason)
+                    self._tell((provider, model))
         await self._tell_all()
 
     async def tick(self) -> None:
@@ -152,10 +144,10 @@ class SharedBreakers:
 
     # Telling.
 
-    def _tell(self, key: _Key, reason: str) -> None:
+    def _tell(self, key: _Key) -> None:
         """Let the store know of a breaker's present state as soon as may be."""
         self._untold.pop(key, None)
-        self._untold[key] = _Untold(reason)
+        self._untold[key] = object()
         if len(self._untold) > MAX_UNTOLD:
             del self._untold[next(iter(self._untold))]
         if self._link.up and not self._telling.locked():
@@ -166,7 +158,7 @@ class SharedBreakers:
             while self._untold:
                 key, untold = next(iter(self._untold.items()))
                 record = self._record(key)
-                if record is None:  # its provider has left the chain
+                if record is None:  # its provider has left the chain, or it was too long ago
                     del self._untold[key]
                     continue
                 stands = await self._told(record)
@@ -178,20 +170,12 @@ class SharedBreakers:
         return await self._link.ask("write", lambda store: store.merge_breaker(record))
 
     def _record(self, key: _Key) -> BreakerRecord | None:
-        """
-        Return what is known here of a breaker; None for nothing.
-
-        Of a model whose breaker was forgotten something is known until it is told: that its
-        trouble is over. After that, others may know better.
-        """
+        """Return what is known here of a breaker; None for nothing."""
         provider, model = key
         if (breakers := self._breakers().get(provider)) is None:
             return None
-        snapshot = breakers.snapshot(model, self._clock.monotonic())
-        if snapshot is None:
-            if (untold := self._untold.get(key)) is None:
-                return None
-            snapshot = breakers.forgotten(untold.reason)
+        if (snapshot := breakers.snapshot(model, self._clock.monotonic())) is None:
+            return None
         return BreakerRecord(
             provider=provider,
             model=model,

@@ -144,7 +144,7 @@ class ProviderBreakers:
         self._forced_scope = _FORCED_SCOPES[settings.scope]
         self._models: dict[str, Breaker] = {}  # oldest first
         self._first_era = 0  # of new model breakers: beyond those of all that were forgotten
-        self._first_orders = 0  # the same
+        self._over: dict[str, Snapshot] = {}  # how those ended that were forgotten lately
         self.own = self._breaker(None)
 
     def __repr__(self) -> str:
@@ -229,21 +229,21 @@ class ProviderBreakers:
             breaker.advance(now)
 
     def snapshot(self, model: str | None, now: float) -> Snapshot | None:
-        """Return the state of a model's breaker, or of the provider's own; None if there is none."""
-        breaker = self.own if model is None else self._models.get(model)
-        return None if breaker is None else breaker.snapshot(now)
+        """
+        Return the state of a model's breaker, or of the provider's own; None if nothing is known.
 
-    def snapshots(self, now: float) -> dict[str | None, Snapshot]:
-        """Return what others should hear of by model: all but what is closed and calm."""
-        return {
-            model: breaker.snapshot(now)
-            for model, breaker in ((None, self.own), *self._models.items())
-            if breaker.state is not State.CLOSED or breaker.level
-        }
+        Of a breaker that was forgotten lately it is the last one, so that old news of it can be
+        told from new ones.
+        """
+        if model is None:
+            return self.own.snapshot(now)
+        breaker = self._models.get(model)
+        return self._over.get(model) if breaker is None else breaker.snapshot(now)
 
-    def forgotten(self, reason: str) -> Snapshot:
-        """Return the state in which a model's breaker was forgotten."""
-        return Snapshot(State.CLOSED, self._first_orders, self._first_era, 0.0, 0.0, 0, reason)
+    def remarkable(self) -> list[str | None]:
+        """Return the models, and None for the provider, whose breakers are not closed and calm."""
+        breakers = ((None, self.own), *self._models.items())
+        return [model for model, breaker in breakers if breaker.state is not State.CLOSED or breaker.level]
 
     def adopt(self, model: str | None, snapshot: Snapshot, now: float) -> None:
         """
@@ -257,8 +257,7 @@ class ProviderBreakers:
             return
         breaker = self._models.get(model)
         if breaker is None and snapshot.state is State.CLOSED:
-            self._first_era = max(self._first_era, snapshot.era)
-            self._first_orders = max(self._first_orders, snapshot.orders)
+            self._note_over(model, snapshot)
         elif breaker is not None or self._has_room(now):
             breaker = breaker or self._remember(model, self._first_era, now)
             breaker.adopt(snapshot, now)
@@ -349,8 +348,16 @@ class ProviderBreakers:
             breaker.reset(now, reason)
         else:
             breaker.retire(now, reason)
-        self._first_era = max(self._first_era, breaker.era)
-        self._first_orders = max(self._first_orders, breaker.orders)
+        if breaker.since is not None:
+            self._note_over(model, breaker.snapshot(now))
+
+    def _note_over(self, model: str, snapshot: Snapshot) -> None:
+        """Remember how the breaker of a model ended; its next one begins in no earlier era."""
+        self._first_era = max(self._first_era, snapshot.era)
+        self._over.pop(model, None)
+        if len(self._over) >= MAX_MODELS:
+            del self._over[next(iter(self._over))]
+        self._over[model] = snapshot
 
     def _forget_what_does_not_matter(self, now: float) -> None:
         for model, breaker in list(self._models.items()):
@@ -359,12 +366,13 @@ class ProviderBreakers:
                 self._forget(model, now, "nobody has tried it since its rest")
 
     def _breaker(self, model: str | None, era: int = 0) -> Breaker:
+        over = None if model is None else self._over.get(model)
         return Breaker(
             self._settings,
             partial(self._changed, model),
             lease_seconds=self._lease_seconds,
             era=era,
-            orders=self._first_orders if model is not None else 0,
+            orders=0 if over is None else over.orders,
             leases=None if self._leases is None else self._leases(model),
         )
 

@@ -723,29 +723,50 @@ def test_others_hear_of_all_but_what_is_closed_and_calm(watched: Watched) -> Non
     watched.wait(30)
     watched.succeed()  # closed, but it has relapses to remember
 
-    snapshots = watched.breakers.snapshots(watched.now)
-
-    assert {model: snapshot.state for model, snapshot in snapshots.items()} == {A: State.CLOSED}
+    assert watched.breakers.remarkable() == [A]
     assert watched.breakers.snapshot(B, watched.now) is not None
     assert watched.breakers.snapshot("never called", watched.now) is None
 
 
-def test_a_model_that_was_forgotten_by_an_order_is_remembered_as_ordered(watched: Watched) -> None:
+def test_of_a_model_that_was_forgotten_it_is_known_how_it_ended(watched: Watched) -> None:
     watched.fail(*[OF_MODEL] * 3)
+    watched.fail(OF_MODEL, model=B)
 
     watched.breakers.reset(watched.now, "well")
 
-    assert watched.breakers.forgotten("well") == Snapshot(State.CLOSED, 1, 2, 0.0, 0.0, 0, "well")
+    assert watched.breakers.snapshot(A, watched.now) == Snapshot(State.CLOSED, 1, 2, 0.0, 0.0, 0, "well")
+    assert watched.breakers.snapshot(B, watched.now) is None  # it never moved
     assert watched.breakers.own.orders == 1
 
 
-def test_a_model_that_was_forgotten_by_nobodys_order_is_not(watched: Watched) -> None:
+def test_a_model_that_is_in_trouble_again_remembers_the_orders_it_had(watched: Watched) -> None:
+    watched.fail(*[OF_MODEL] * 3)
+    watched.breakers.reset(watched.now, "well")
+
+    watched.fail(*[OF_MODEL] * 3)
+
+    snapshot = watched.breakers.snapshot(A, watched.now)
+    assert snapshot is not None
+    assert (snapshot.state, snapshot.orders, snapshot.era) == (State.OPEN, 1, 3)
+
+
+def test_a_model_that_was_forgotten_by_nobodys_order_has_none(watched: Watched) -> None:
     watched.fail(*[OF_MODEL] * 3)
     watched.wait(30 + ABANDONED_SECONDS)
 
     watched.breakers.worst(watched.now)
 
-    assert watched.breakers.forgotten("").orders == 0
+    snapshot = watched.breakers.snapshot(A, watched.now)
+    assert snapshot is not None
+    assert (snapshot.state, snapshot.orders) == (State.CLOSED, 0)
+
+
+def test_how_models_ended_is_remembered_of_so_many_only(watched: Watched) -> None:
+    for number in range(MAX_MODELS + 1):
+        watched.breakers.adopt(f"model-{number}", told(State.CLOSED), watched.now)
+
+    assert watched.breakers.snapshot("model-0", watched.now) is None
+    assert watched.breakers.snapshot("model-1", watched.now) is not None
 
 
 class Elsewhere:
