@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from typing import Final, Protocol
 
+import redis_backing
 from harness import eventually
 
 from sentinel_proxy.stores.base import News, Store
@@ -56,7 +57,10 @@ Maker = Callable[[Path], AbstractAsyncContextManager[Backing]]
 ALONE: Final[Mapping[str, Maker]] = {"embedded": embedded}
 """State that one store at a time may use; called with an empty directory of the test's own."""
 
-SHARED: Final[Mapping[str, Maker]] = {}
+SHARED: Final[Mapping[str, Maker]] = {
+    "redis": redis_backing.with_scripts,
+    "redis without scripts": redis_backing.without_scripts,
+}
 """State that many stores may use at once; one for every way in which Redis is spoken to."""
 
 
