@@ -36,16 +36,12 @@ class SharedLimit:
     Args:
         log: What this replica has let through, while the store is there and while it is not;
             also knows how long the window is.
-        within_seconds: How long one question may take.
     """
 
-    def __init__(
-        self, log: SlidingLog, link: Link, clock: Clock, within_seconds: float = ADMIT_SECONDS
-    ) -> None:
+    def __init__(self, log: SlidingLog, link: Link, clock: Clock) -> None:
         self._log = log
         self._link = link
         self._clock = clock
-        self._within_seconds = within_seconds
         self._waiting: dict[str, list[Answer]] = {}  # for the next question, by client
         self._asking: set[asyncio.Task[None]] = set()  # a task for each of them
 
@@ -109,5 +105,5 @@ class SharedLimit:
     async def _question(self, key: str, limit: int, calls: int) -> Sequence[Decision]:
         window = self._log.window_seconds
         return await self._link.ask(
-            "write", lambda store: store.admit(key, limit, window, calls), self._within_seconds
+            "write", lambda store: store.admit(key, limit, window, calls), ADMIT_SECONDS
         )
