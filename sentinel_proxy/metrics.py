@@ -35,6 +35,7 @@ from sentinel_proxy.events import (
     Bus,
     CallFailedOver,
     CallFinished,
+    CallHedged,
     CallRetried,
     IncidentChanged,
     ProbeFinished,
@@ -248,6 +249,7 @@ class Totals:
     failures: int = 0  # errors of ours or of every upstream, and answers that broke off
     failovers: int = 0
     rescues: int = 0  # streams that broke off and were carried on to a good end
+    hedges: int = 0  # streams that were slow to begin, so that another provider was asked too
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0  # that the successes took, summed
@@ -373,6 +375,7 @@ class Metrics:
         bus.subscribe(AttemptFailed, self._attempt_failed)
         bus.subscribe(CallRetried, self._retried)
         bus.subscribe(CallFailedOver, self._failed_over)
+        bus.subscribe(CallHedged, self._hedged)
         bus.subscribe(StreamRescued, self._rescued)
         bus.subscribe(BreakerChanged, self._breaker_changed)
         bus.subscribe(ProbeFinished, self._probed)
@@ -446,6 +449,9 @@ class Metrics:
         reason = event.reason if event.reason in REASONS else OTHER
         self.failovers.labels(self._provider(event.source), self._provider(event.target), reason).inc()
         self.totals.failovers += 1
+
+    def _hedged(self, _: CallHedged) -> None:
+        self.totals.hedges += 1
 
     def _rescued(self, event: StreamRescued) -> None:
         self.rescues.labels(self._provider(event.source), self._provider(event.target), event.result).inc()

@@ -8,7 +8,7 @@ usual envelope. `openapi` describes all of this, and a test holds the two togeth
 import asyncio
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,8 +23,7 @@ from sentinel_proxy.admin.reporter import Reporter
 from sentinel_proxy.api.address import caller_address, networks
 from sentinel_proxy.config import Config, as_public_dict
 from sentinel_proxy.errors import CallerError
-from sentinel_proxy.incidents import Incidents
-from sentinel_proxy.model import IncidentType
+from sentinel_proxy.model import Incident, IncidentType
 from sentinel_proxy.wire.json import dumps
 
 INCIDENTS: Final = 20
@@ -48,11 +47,30 @@ def _pages(version: str) -> tuple[bytes, bytes]:
     return dumps(description), manual.page(description)
 
 
+class IncidentSource(Protocol):
+    """The incidents of this process, or of all replicas."""
+
+    async def refresh(self) -> None:
+        """Learn what others know, if that can be had soon."""
+
+    def find(
+        self,
+        limit: int | None = None,
+        type: IncidentType | None = None,
+        provider: str | None = None,
+        since: float | None = None,
+        before: str | None = None,
+    ) -> tuple[list[Incident], int]:
+        """Return one page of those that match, newest first, and how many match in all."""
+        ...
+
+
 class Desk:
     """
     The endpoints, one method each.
 
     Args:
+        incidents: Where they are found.
         pace: Of the live feed.
         version: Of the proxy, for the description.
     """
@@ -61,7 +79,7 @@ class Desk:
         self,
         config: Config,
         operations: Operations,
-        incidents: Incidents,
+        incidents: IncidentSource,
         broadcast: Broadcast,
         reporter: Reporter,
         pace: Pace,
@@ -122,6 +140,7 @@ class Desk:
 
     async def incidents(self, request: Request) -> Response:
         query = Query(request.scope, ("limit", "type", "provider", "since", "before"))
+        await self._incidents.refresh()
         found, total = self._incidents.find(
             query.whole_number("limit", INCIDENTS, 1, MAX_INCIDENTS),
             query.member("type", IncidentType),

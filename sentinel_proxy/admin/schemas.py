@@ -190,6 +190,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             ),
             "total_failovers": whole("calls that another than the first of the chain began to answer"),
             "total_rescues": whole("streams that broke off and were carried on to a good end"),
+            "total_hedges": whole("streams that were slow to begin, so that another provider was asked too"),
             "total_shed": whole("refused: as many calls as allowed were being served"),
             "total_rate_limited": whole("refused: their client had made too many"),
             "tokens": record(
@@ -200,9 +201,22 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "in_flight": whole("calls being served"),
             "open_streams": whole("of these, streams that have begun"),
             "event_subscribers": whole("who listens to the live feed"),
-            "uptime_seconds": number(),
+            "uptime_seconds": number("of the replica that answers"),
+            "replica": text("the replica that answers, a ULID; another one after each start"),
+            "replicas": array(
+                record(
+                    {
+                        "id": text(),
+                        "uptime_seconds": number(),
+                        "total_requests": whole(),
+                        "in_flight": whole(),
+                    }
+                ),
+                "whose numbers these are: all that are there; the one that answers alone while it "
+                "cannot hear of the others",
+            ),
         },
-        "counted since the start of this process",
+        "summed over the replicas that are there, each since its start",
     ),
     "Frame": record(
         {
