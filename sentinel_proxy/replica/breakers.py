@@ -85,10 +85,17 @@ class SharedBreakers:
 
     def take(self, record: BreakerRecord) -> None:
         """
-        Hear what another replica, or the store, says of a breaker.
+        Hear of a breaker that has moved elsewhere, in no hurry.
 
-        What stands is adopted here if it is news here, and told if it is news there.
+        How long it rests counts only if the move itself is news: who hears it late would count
+        the rest from too late, and a rest that is told on and on like that would never end.
         """
+        ours = self._record((record.provider, record.model))
+        if ours is None or _move(ours) != _move(record):
+            self._compare(record)
+
+    def _compare(self, record: BreakerRecord) -> None:
+        """Compare what the store says now with what is known here; what stands is news to one of them."""
         key = (record.provider, record.model)
         breakers = self._breakers().get(record.provider)
         if breakers is None:
@@ -96,12 +103,16 @@ class SharedBreakers:
         ours = self._record(key)
         if ours is not None and not _differ(ours, record):
             return
-        stands = record if ours is None else merged(ours, record)
+        stands = record if ours is None or self._follows(ours, record) else merged(ours, record)
         if ours is None or _differ(ours, stands):
             breakers.adopt(record.model, _snapshot(stands), self._clock.monotonic())
             ours = self._record(key)
         if ours is not None and _differ(ours, record):
             self._tell(key)
+
+    def _follows(self, ours: BreakerRecord, record: BreakerRecord) -> bool:
+        """Whether both are one move that was made elsewhere: then others know how long it is to last."""
+        return _move(ours) == _move(record) and ours.replica != self._link.replica
 
     # What it does by itself.
 
@@ -115,7 +126,7 @@ class SharedBreakers:
         await self._tell_all()
         records = await self._link.ask("read", lambda store: store.breakers())
         for record in records:
-            self.take(record)
+            self._compare(record)
         known = {(record.provider, record.model) for record in records}
         for provider, breakers in self._breakers().items():
             for model in breakers.remarkable():
@@ -164,7 +175,7 @@ class SharedBreakers:
                 stands = await self._told(record)
                 if self._untold.get(key) is untold:
                     del self._untold[key]
-                self.take(stands)
+                self._compare(stands)
 
     async def _told(self, record: BreakerRecord) -> BreakerRecord:
         return await self._link.ask("write", lambda store: store.merge_breaker(record))
@@ -214,8 +225,13 @@ def _snapshot(record: BreakerRecord) -> Snapshot:
     )
 
 
+def _move(record: BreakerRecord) -> tuple[int, int, str]:
+    """Name the move that led to a state, as far as replicas can tell moves apart."""
+    return record.orders, record.era, record.state
+
+
 def _differ(one: BreakerRecord, other: BreakerRecord) -> bool:
     """Whether two records of one breaker tell different things, and not one thing at two moments."""
-    if (one.orders, one.era, one.state) != (other.orders, other.era, other.state):
-        return True
-    return not math.isclose(one.rest_seconds, other.rest_seconds, rel_tol=0, abs_tol=SAME_REST_SECONDS)
+    return _move(one) != _move(other) or not math.isclose(
+        one.rest_seconds, other.rest_seconds, rel_tol=0, abs_tol=SAME_REST_SECONDS
+    )
