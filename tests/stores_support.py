@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import redis_backing
+from fake_store import FakeState, FakeStore
 from harness import eventually
 
 from sentinel_proxy.stores.base import News, Store
@@ -52,6 +53,39 @@ async def embedded(directory: Path) -> AsyncIterator[Backing]:
     yield FileBacking(directory)
 
 
+class _Reached(FakeStore):
+    """A fake that is not there before it is opened, as real ones are not."""
+
+    def __init__(self, state: FakeState) -> None:
+        super().__init__(state)
+        self.away = True
+
+    async def open(self) -> None:
+        self.away = False
+        await super().open()
+
+
+class MemoryBacking:
+    """The memory of the test, where stores of unit tests are."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self._state = FakeState(self.clock)
+
+    def store(self, *, incidents: int = 5, events: int = 5) -> FakeStore:
+        """Return another store on the memory; of all, the last one says how much room there is."""
+        self._state.max_incidents, self._state.max_frames = incidents, events
+        return _Reached(self._state)
+
+
+@asynccontextmanager
+async def fake(directory: Path) -> AsyncIterator[Backing]:
+    """Keep state as the fake does: what unit tests rely on must hold of it too."""
+    yield MemoryBacking()
+
+
 Maker = Callable[[Path], AbstractAsyncContextManager[Backing]]
 
 ALONE: Final[Mapping[str, Maker]] = {"embedded": embedded}
@@ -60,8 +94,9 @@ ALONE: Final[Mapping[str, Maker]] = {"embedded": embedded}
 SHARED: Final[Mapping[str, Maker]] = {
     "redis": redis_backing.with_scripts,
     "redis without scripts": redis_backing.without_scripts,
+    "fake": fake,
 }
-"""State that many stores may use at once; one for every way in which Redis is spoken to."""
+"""State that many stores may use at once: Redis in every way it is spoken to, and the fake."""
 
 
 @asynccontextmanager

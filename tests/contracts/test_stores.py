@@ -1,5 +1,6 @@
 """
-Every promise of `stores/base.py`, held against every store: a file, and Redis in all its ways.
+Every promise of `stores/base.py`, held against every store: a file, Redis in all its ways, and
+the fake that unit tests use.
 
 Time is the backing's fake clock, so that nothing here waits for a lease to run out.
 """
@@ -177,7 +178,7 @@ async def test_a_store_may_be_opened_and_closed_twice(backing: Backing) -> None:
 
 
 async def test_a_store_says_what_it_is(store: Store, backing: Backing) -> None:
-    assert (store.kind, store.shared) in {("sqlite", False), ("redis", True)}
+    assert (store.kind, store.shared) in {("sqlite", False), ("redis", True), ("fake", True)}
     assert store.shared is backing.shared
 
 
