@@ -9,6 +9,7 @@ Where a Redis is, as one line: `redis://user:password@host:6379/0?ssl_ca_certs=c
 Pure. What is wrong is told without quoting: a password may stand anywhere in it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,8 @@ SCHEMES: Final = (
     "redis+cluster",
     "rediss+cluster",
 )
+
+ADDRESS: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 
 REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
@@ -117,19 +120,10 @@ def _addresses(hosts: str, port: int, topology: str) -> tuple[tuple[str, int], .
 
 def _address(text: str, port: int) -> tuple[str, int]:
     """`host`, `host:6379` or `[::1]:6379`."""
-    host, bracket, rest = text.removeprefix("[").partition("]") if text.startswith("[") else (text, "", "")
-    if not bracket:
-        host, colon, rest = text.partition(":")
-        rest = colon + rest
-    if rest:
-        digits = rest.removeprefix(":")
-        if not (rest.startswith(":") and digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536):
-            raise ValueError('must name a port that can be read, as "redis://host:6379/0" does')
-        port = int(digits)
-    host = unquote(host)
-    if not host or not all("!" <= character <= "~" for character in host):
+    match = ADDRESS.fullmatch(text)
+    if match is None or not 0 < int(match["port"] or port) < 65536:
         raise ValueError('must name a host and a port that can be read, as "redis://host:6379/0" does')
-    return host, port
+    return match["host"].strip("[]"), int(match["port"] or port)
 
 
 def _database(path: str, options: dict[str, Any]) -> int:

@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
+from sentinel_proxy.config.redis_url import SCHEMES as REDIS_SCHEMES
+from sentinel_proxy.config.redis_url import parse_redis_url
+
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -27,7 +30,6 @@ Text = Annotated[str, Field(min_length=1)]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # What Go's time.ParseDuration reads, which is what Ollama does with a keep_alive in text.
 DURATION = re.compile(r"-?(\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))*")
-STATE_SCHEMES = ("sqlite", "redis", "rediss")
 
 
 def _name(text: str) -> str:
@@ -78,24 +80,17 @@ def _network(text: str) -> str:
 
 
 def _state_url(text: str) -> str:
-    scheme, found, rest = text.partition("://")
-    if not found or scheme not in STATE_SCHEMES:
+    scheme, found, path = text.partition("://")
+    if found and scheme in REDIS_SCHEMES:
+        parse_redis_url(text)
+    elif not found or scheme != "sqlite":
         raise ValueError(
             'must be "sqlite://" (in memory), "sqlite:///path/state.db" or "redis://host:6379/0"'
+            f" (or begin with {', '.join(REDIS_SCHEMES[1:])})"
         )
-    if scheme == "sqlite" and rest and not (rest.startswith("/") and rest.strip("/")):
+    elif path and not (path.startswith("/") and path.strip("/")):
         raise ValueError('must be "sqlite://" (in memory) or "sqlite:///" and the path of a file')
-    if scheme != "sqlite" and not _has_host(text):
-        raise ValueError('must name a host and a port that can be read, as "redis://host:6379/0" does')
     return text
-
-
-def _has_host(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        return bool(url.hostname) and url.port != 0
-    except ValueError:
-        return False
 
 
 def _keep_alive(value: object, handler: ValidatorFunctionWrapHandler) -> str | int:
