@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from sentinel_proxy.events import (
     Noticed,
     ProbeFinished,
 )
-from sentinel_proxy.model import Feed, Incident, IncidentType, ProbeResult, Severity, Verdict
+from sentinel_proxy.model import Feed, Frame, Incident, IncidentType, ProbeResult, Severity, Verdict
 from sentinel_proxy.testing import FakeClock
 
 pytestmark = pytest.mark.anyio
@@ -39,13 +40,18 @@ MOVED = BreakerChanged("openai", None, "closed", "open", "connect", 30.0)
 class Desk:
     """A reporter, the bus it listens to, and what providers it finds when it looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, **among_others: Any) -> None:
         self.clock = FakeClock()
         self.broadcast = Broadcast(500, self.clock, Feed())
         self.providers = {"openai": copy.deepcopy(WELL), "ollama": copy.deepcopy(WELL)}
         self.bus = Bus()
         self.reporter = Reporter(
-            self.broadcast, lambda: self.providers, lambda: {"uptime_seconds": 1.0}, self.clock, 30.0
+            self.broadcast,
+            lambda: self.providers,
+            lambda: {"uptime_seconds": 1.0},
+            self.clock,
+            30.0,
+            **among_others,
         )
         self.reporter.listen(self.bus)
 
@@ -180,3 +186,63 @@ def test_what_is_emitted_before_the_loop_runs_does_no_harm(desk: Desk) -> None:
     desk.bus.emit(Noticed("info", "a note of the configuration", {}))
 
     assert [event_type for event_type, _ in desk.told()] == ["system"]
+
+
+# Where replicas share the feed.
+
+
+class TestAmongOthers:
+    @pytest.mark.parametrize(
+        "event",
+        [
+            replace(MOVED, moved_by="R1"),
+            replace(PROBED, told_by="R1"),
+            MappedModelsChecked("ollama", ("llama3.2",), "R1"),
+        ],
+        ids=lambda event: type(event).__name__,
+    )
+    async def test_what_happened_elsewhere_is_told_there(self, desk: Desk, event: Any) -> None:
+        opened(desk.providers["openai"])
+        desk.bus.emit(event)
+        await asyncio.sleep(0)
+        desk.bus.emit(HealthChecked(0, 0.0))
+        await asyncio.sleep(0)
+
+        assert "provider_status" not in [event_type for event_type, _ in desk.told()]
+
+    async def test_what_happened_here_as_well_is_told(self, desk: Desk) -> None:
+        opened(desk.providers["openai"])
+        desk.bus.emit(replace(MOVED, moved_by="R1"))
+        desk.bus.emit(MOVED)
+        await asyncio.sleep(0)
+
+        assert len(desk.told()) == 1
+
+    async def test_an_order_given_here_is_told_whatever_else_has_happened(self, desk: Desk) -> None:
+        desk.bus.emit(replace(MOVED, moved_by="R1"))
+        desk.reporter.tell_status(always="ollama")
+
+        assert [payload["provider"] for _, payload in desk.told()] == ["ollama"]
+
+    async def test_only_the_one_that_leads_tells_the_numbers_of_all(self) -> None:
+        desk = Desk(leads=lambda: False)
+        opened(desk.providers["openai"])
+        desk.bus.emit(HealthChecked(0, 0.0))
+        await asyncio.sleep(0)
+
+        assert desk.told() == []
+
+    async def test_notices_are_signed(self) -> None:
+        desk = Desk(replica="R0")
+        desk.bus.emit(Noticed("info", "ready", {}))
+
+        assert desk.told() == [
+            ("system", {"level": "info", "message": "ready", "details": {}, "replica": "R0"})
+        ]
+
+    async def test_frames_go_where_they_are_to_go(self) -> None:
+        frames: list[Frame] = []
+        desk = Desk(tell=frames.append)
+        desk.bus.emit(Noticed("info", "ready", {}))
+
+        assert ([frame.event_type for frame in frames], desk.told()) == (["system"], [])
