@@ -68,6 +68,8 @@ class EmbeddedStore:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="state")
         await self._do(self._file.open)
+        if self._is_closed:
+            raise self._not_open()  # somebody has closed it meanwhile
         if not self._is_open:
             self._is_open = True
             self._unread.add([Resumed()])

@@ -322,6 +322,27 @@ async def test_what_needs_no_disk_does_not_wait_for_it(
     await appending
 
 
+async def test_a_store_that_is_closed_while_it_opens_is_closed(
+    path: Path, stuck: Callable[[str], threading.Event]
+) -> None:
+    released = stuck("open")
+    store = store_at(path)
+    opening = asyncio.create_task(store.open())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+
+    released.set()
+    await closing
+
+    with pytest.raises(StoreAway, match="is not open"):
+        await opening
+    with pytest.raises(StoreAway, match="is not open"):
+        await store.take_lease("probes", "A", 6.0)
+    async with opened(store_at(path)):
+        pass
+
+
 async def test_a_store_does_not_wait_for_ever_to_be_closed(
     store: EmbeddedStore, stuck: Callable[[str], threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
