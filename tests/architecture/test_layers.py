@@ -23,7 +23,7 @@ LAYERS = [
     {"failover", "passthrough", "health", "replica"},
     {"hedging"},
     {"reply"},
-    {"eligibility", "upstream", "log", "incidents", "metrics", "tracing", "testing"},
+    {"eligibility", "upstream", "inbound", "log", "incidents", "metrics", "tracing", "testing"},
     {"providers", "stores"},
     {"resilience", "wire"},
     {"events", "config"},
@@ -34,10 +34,10 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # Each outside library has one home.
 HOMES = {
-    "uvicorn": {"server"},
-    "starlette": {"app", "api", "admin", "middleware"},
+    "uvicorn": {"server", "inbound"},
+    "starlette": {"app", "api", "admin", "middleware", "inbound"},
     "httpx": {"upstream", "demo", "drill"},  # as a transport; and as an application would use it
-    "httptools": {"upstream"},
+    "httptools": {"upstream", "inbound"},
     "websockets": {"watch"},
     "tenacity": {"resilience"},
     "redis": {"stores"},
