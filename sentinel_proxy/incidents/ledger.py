@@ -8,6 +8,10 @@ Three kinds of incident differ in how they end:
   `QUIET_SECONDS`, or with the outage that it belongs to, and is then over since it last happened.
 - A *moment* is over as soon as it is there.
 
+One outage is one incident, however many breakers show it. Those of several models at a provider
+that answers are outages of their own; but when the provider's own breaker opens, it is the
+provider that is out, and they are a part of that.
+
 Counting is quiet: numbers inside an incident are told with the next round of probes, so a
 thousand failing calls are a thousand additions and one change a round.
 """
@@ -27,12 +31,18 @@ from sentinel_proxy.events import (
     ProbeFinished,
     StreamRescued,
 )
-from sentinel_proxy.incidents.ring import Instant, Record, Ring
+from sentinel_proxy.incidents.ring import Instant, Record, Rest, Ring
 from sentinel_proxy.model import HEDGED, Attempt, IncidentType, Outcome
 from sentinel_proxy.resilience.breaker import TRIAL_SUCCEEDED, State
 
 QUIET_SECONDS: Final = 60.0
 """A burst is over after so long without; longer than the pauses of all but the rarest callers."""
+
+UNASKED_SECONDS: Final = 300.0
+"""An outage is over if probes have passed for so long and no call has come to prove more."""
+
+NOBODY_ASKED: Final = "probes pass, and no call has come since to prove more"
+PART_OF_PROVIDERS: Final = "all of the provider is out"
 
 HEARD: Final = (
     BreakerChanged,
@@ -73,6 +83,7 @@ _NO_TROUBLE: Final = frozenset(
 )
 """Reasons that are about the call, or about who was quicker: where it goes then is routing, no incident."""
 
+_GRAVITY: Final = (State.HALF_OPEN, State.OPEN)  # the graver the later
 _KINDS: Final = frozenset(kind.value for kind in FailureKind)
 _GOOD: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED_OVER, Outcome.RESCUED))
 _LOST: Final = frozenset((Outcome.FAILURE, Outcome.TRUNCATED))
@@ -98,6 +109,7 @@ class Ledger:
         self._model_for = model_for
         self._going: dict[Key, Record] = {}  # those that last
         self._latest: dict[Key, Record] = {}  # also those that are over, for what is counted late
+        self._well: dict[str, Instant] = {}  # providers whose probes pass, and since when
         self._disprovable: set[str] = set()  # providers with an incident that one good answer ends
         self._rules: dict[type, Callable[[Any, Instant], Iterator[IncidentChanged]]] = {
             BreakerChanged: self._breaker_changed,
@@ -131,30 +143,70 @@ class Ledger:
         if event.before == State.ISOLATED:
             yield from self._resolve(isolation, now)
         match event.after:
-            case State.OPEN if (record := self._ongoing(outage)) is not None:
-                record.details |= {"state": event.after, "openings": record.details["openings"] + 1}
-                yield self._updated(record, now)
             case State.OPEN:
-                yield self._opened(outage, now, _of_outage(event))
+                yield from self._rests(event, outage, now)
             case State.HALF_OPEN if (record := self._ongoing(outage)) is not None:
-                record.details["state"] = event.after
+                record.rests[event.model] = Rest(event.after, now.monotonic)
                 yield self._updated(record, now)
             case State.ISOLATED:
                 yield self._opened(isolation, now, {"reason": event.reason})
             case State.CLOSED:
                 yield from self._closed(event, outage, now)
 
+    def _rests(self, event: BreakerChanged, key: Key, now: Instant) -> Iterator[IncidentChanged]:
+        """A breaker has opened: begin an outage, or see which one this is a part of."""
+        of_provider = self._ongoing((IncidentType.OUTAGE_DETECTED, event.provider, None))
+        of_models = list(self._ongoing_of(event.provider, IncidentType.OUTAGE_DETECTED))
+        record = self._ongoing(key) or of_provider
+        if record is None and event.model is None and of_models:
+            record, *others = of_models
+            yield from self._widened(record, others, event, now)
+        if record is None:
+            opened = self._opened(key, now, _of_outage(event))
+            self._going[key].rests[event.model] = _rest_of(event, now)
+            yield opened
+            return
+        self._going[key] = self._latest[key] = record
+        record.rests[event.model] = _rest_of(event, now)
+        record.details["openings"] += 1
+        yield self._updated(record, now)
+
+    def _widened(
+        self, record: Record, others: Sequence[Record], event: BreakerChanged, now: Instant
+    ) -> Iterator[IncidentChanged]:
+        """Make the outage of one model that of its provider; those of other models end in it."""
+        record.details.pop("model")
+        record.details |= {"cause": cause_of(event.reason), "reason": event.reason}
+        for other in others:
+            keys = [key for key, each in self._going.items() if each is other]
+            other.details |= {"ended_by": PART_OF_PROVIDERS, "outage": record.id}
+            yield from self._end(other, now)
+            self._going |= dict.fromkeys(keys, record)
+            record.rests |= other.rests
+
     def _closed(self, event: BreakerChanged, key: Key, now: Instant) -> Iterator[IncidentChanged]:
-        outage = self._ongoing(key)
+        outage = self._going.pop(key, None)
         if outage is not None:
-            outage.details |= {"state": event.after, "ended_by": event.reason}
-            yield from self._resolve(key, now)
+            outage.rests.pop(event.model, None)
+            if event.model is None:  # the provider answers: only a model that still rests is out
+                outage.rests = {
+                    model: rest for model, rest in outage.rests.items() if rest.until > now.monotonic
+                }
+                if len(outage.rests) == 1:
+                    (outage.details["model"],) = outage.rests
+            if outage.rests:
+                yield self._updated(outage, now)
+            else:
+                outage.details |= {"state": event.after, "ended_by": event.reason}
+                yield from self._end(outage, now)
         if not self._is_away(event.provider):
             yield from self._resolve((IncidentType.FAILOVER_TRIGGERED, event.provider, None), now)
-        if outage is not None and event.reason == TRIAL_SUCCEEDED and event.moved_by is None:
-            recovered: Key = (IncidentType.PROVIDER_RECOVERED, event.provider, event.model)
+        is_proof = event.reason == TRIAL_SUCCEEDED and event.moved_by is None
+        if outage is not None and outage.ended is not None and is_proof:
+            model = outage.details.get("model")
+            recovered: Key = (IncidentType.PROVIDER_RECOVERED, event.provider, model)
             details = {
-                "model": event.model,
+                "model": model,
                 "outage": outage.id,
                 "outage_seconds": outage.incident().duration_seconds,
                 **{name: outage.details[name] for name in ("affected_calls", "rescued_calls", "lost_calls")},
@@ -201,6 +253,10 @@ class Ledger:
 
     def _probed(self, event: ProbeFinished, now: Instant) -> Iterator[IncidentChanged]:
         result = event.result
+        if result.ok:
+            self._well.setdefault(result.provider, now)
+        else:
+            self._well.pop(result.provider, None)
         key: Key = (IncidentType.CREDENTIAL_REFUSED, result.provider, None)
         if result.kind is FailureKind.CREDENTIAL:
             yield from self._refused(IncidentType.CREDENTIAL_REFUSED, result.provider, "probe", now)
@@ -246,6 +302,9 @@ class Ledger:
         for key, record in list(self._going.items()):
             if self._is_quiet(record, now):
                 yield from self._resolve(key, record.seen)
+            elif record.ended is None and (since := self._unasked_since(record, now)) is not None:
+                record.details["ended_by"] = NOBODY_ASKED
+                yield from self._end(record, since)
         for record in self.ring:
             if record.changed:
                 yield self._updated(record, record.seen)
@@ -281,14 +340,30 @@ class Ledger:
             return False
         return record.type is not IncidentType.FAILOVER_TRIGGERED or not self._is_away(record.provider or "")
 
+    def _unasked_since(self, record: Record, now: Instant) -> Instant | None:
+        """
+        Return since when an outage shows no more, if that is long ago.
+
+        It is for the next call to prove that the provider answers. Where none comes, as to a
+        fallback that is not needed, the outage must not go on for ever.
+        """
+        own, well = record.rests.get(None), self._well.get(record.provider or "")
+        if own is None or well is None:
+            return None
+        seconds = now.monotonic - max(own.until, well.monotonic)
+        if seconds < UNASKED_SECONDS:
+            return None
+        return Instant(now.unix - seconds, now.monotonic - seconds)
+
     def _is_away(self, provider: str) -> bool:
-        """Whether an outage or an operator keeps calls from *provider*."""
+        """Whether an outage or an operator keeps calls from *provider*, wholly or in part."""
         return any(name == provider and type in _ABSENCES for type, name, _ in self._going)
 
     def _ongoing_of(self, provider: str, type: IncidentType) -> Iterator[Record]:
-        return (
+        found = (
             record for (kind, name, _), record in self._going.items() if kind is type and name == provider
         )
+        return iter(dict.fromkeys(found))
 
     def _outage_of(self, provider: str, model: str) -> Record | None:
         """Return the outage that a call of *model* ran into there: that which lasts, else the latest."""
@@ -321,26 +396,30 @@ class Ledger:
         return IncidentChanged("opened", record.incident())
 
     def _updated(self, record: Record, seen: Instant) -> IncidentChanged:
+        if record.rests:
+            record.details["state"] = max((rest.state for rest in record.rests.values()), key=_GRAVITY.index)
         record.seen, record.changed = seen, False
         return IncidentChanged("updated", record.incident())
 
     def _resolve(self, key: Key, when: Instant) -> Iterator[IncidentChanged]:
         """End what goes on under *key*, if anything does."""
-        record = self._going.pop(key, None)
-        if record is None:
-            return
+        if (record := self._going.get(key)) is not None:
+            yield from self._end(record, when)
+
+    def _end(self, record: Record, when: Instant) -> Iterator[IncidentChanged]:
+        """End an incident that goes on."""
+        self._going = {key: each for key, each in self._going.items() if each is not record}
         record.ended, record.changed = when, False
         if record.type in _DISPROVED_BY_AN_ANSWER:
             self._disprovable = {name for type, name, _ in self._going if type in _DISPROVED_BY_AN_ANSWER}
         yield IncidentChanged("resolved", record.incident())
 
     def _forgotten(self, record: Record) -> None:
-        if self._latest.get(_key(record)) is record:
-            del self._latest[_key(record)]
+        self._latest = {key: each for key, each in self._latest.items() if each is not record}
 
 
-def _key(record: Record) -> Key:
-    return record.type, record.provider or "", record.details.get("model")
+def _rest_of(event: BreakerChanged, now: Instant) -> Rest:
+    return Rest(event.after, now.monotonic + event.rest_seconds)
 
 
 def _of_outage(event: BreakerChanged) -> dict[str, Any]:

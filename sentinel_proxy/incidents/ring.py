@@ -15,9 +15,21 @@ class Instant(NamedTuple):
     monotonic: float
 
 
+class Rest(NamedTuple):
+    """A breaker that is not closed: its state, and when its rest is over (monotonic seconds)."""
+
+    state: str
+    until: float
+
+
 @dataclass(slots=True, eq=False)
 class Record:
-    """One incident while it may still change."""
+    """
+    One incident while it may still change.
+
+    Attributes:
+        rests: Of an outage: the breakers that it consists of, by model; None: the provider's own.
+    """
 
     id: str
     type: IncidentType
@@ -27,6 +39,7 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     ended: Instant | None = None
     changed: bool = False  # since anybody was told
+    rests: dict[str | None, Rest] = field(default_factory=dict)
 
     @property
     def timestamp(self) -> float:

@@ -20,7 +20,7 @@ from sentinel_proxy.events import (
     StreamRescued,
 )
 from sentinel_proxy.incidents import Incidents
-from sentinel_proxy.incidents.ledger import QUIET_SECONDS
+from sentinel_proxy.incidents.ledger import NOBODY_ASKED, QUIET_SECONDS, UNASKED_SECONDS
 from sentinel_proxy.model import (
     Attempt,
     Call,
@@ -199,6 +199,163 @@ class TestOutages:
         assert recovery.resolved_at == recovery.timestamp
         assert recovery.details["outage"] == room.one(IncidentType.OUTAGE_DETECTED).id
         assert (recovery.details["affected_calls"], recovery.details["rescued_calls"]) == (1, 1)
+
+
+class TestOneOutageOfSeveralBreakers:
+    """Calls and probes show an outage to different breakers; it is one all the same."""
+
+    def outages(self, room: Room) -> list[tuple[str, bool]]:
+        found, _ = room.incidents.find(type=IncidentType.OUTAGE_DETECTED)
+        return [(outage.message, outage.resolved_at is None) for outage in found]
+
+    def test_that_of_a_model_becomes_that_of_its_provider(self, room: Room) -> None:
+        room.hears(breaker("open", model="gpt-4o"))
+        began = room.one(IncidentType.OUTAGE_DETECTED)
+        room.clock.advance(10)
+        room.hears(breaker("open", reason="connect (probe)"))
+
+        outage = room.one(IncidentType.OUTAGE_DETECTED)
+
+        assert (outage.id, outage.timestamp) == (began.id, began.timestamp)
+        assert outage.message == "openai is out: connect (probe)"
+        assert (outage.details["cause"], outage.details["openings"]) == ("connect", 2)
+        assert "model" not in outage.details
+
+    def test_that_of_a_model_is_a_part_of_that_of_its_provider(self, room: Room) -> None:
+        room.hears(breaker("open"), breaker("open", model="gpt-4o"))
+
+        assert self.outages(room) == [("openai is out: overloaded (503)", True)]
+
+    def test_others_of_its_models_end_in_it(self, room: Room) -> None:
+        room.hears(breaker("open", model="gpt-4o"), breaker("open", model="o3"))
+        room.hears(breaker("open", reason="connect"))
+
+        assert self.outages(room) == [
+            ("o3 at openai was out for 0.0 s: overloaded (503)", False),
+            ("openai is out: connect", True),
+        ]
+        ended, outage = room.incidents.find(type=IncidentType.OUTAGE_DETECTED)[0]
+        assert ended.details["outage"] == outage.id
+
+    @pytest.mark.parametrize("first", [None, "gpt-4o"])
+    def test_it_is_over_once_and_has_one_recovery(self, room: Room, first: str | None) -> None:
+        second = "gpt-4o" if first is None else None
+        room.hears(breaker("open", model=first), breaker("open", model=second))
+        room.hears(breaker("half_open", "open", model=first), breaker("half_open", "open", model=second))
+        room.clock.advance(20)
+        room.changes()
+
+        room.hears(
+            breaker("closed", "half_open", model="gpt-4o"),
+            breaker("closed", "half_open"),
+            failed_over("open"),
+        )
+
+        assert room.changes() == [
+            ("updated", "outage_detected"),
+            ("resolved", "outage_detected"),
+            ("opened", "provider_recovered"),
+            ("resolved", "provider_recovered"),
+            ("opened", "failover_triggered"),
+        ]
+        assert room.one(IncidentType.PROVIDER_RECOVERED).message == "openai answers again after 20 s"
+
+    def test_a_model_that_nobody_has_tried_yet_does_not_prolong_it(self, room: Room) -> None:
+        room.hears(
+            breaker("open"), breaker("open", model="gpt-4o"), breaker("half_open", "open", model="gpt-4o")
+        )
+
+        room.hears(breaker("closed", "open"))
+        room.clock.advance(300)
+        room.hears(breaker("closed", "half_open", model="gpt-4o", reason="nobody has tried it"))
+
+        assert self.outages(room) == [("openai was out for 0.0 s: overloaded (503)", False)]
+
+    def test_a_model_that_still_rests_is_out_alone(self, room: Room) -> None:
+        room.hears(breaker("open"))
+        room.clock.advance(20)
+        room.hears(breaker("open", model="gpt-4o"))
+        room.clock.advance(10)
+        room.hears(breaker("closed", "open"))
+
+        assert self.outages(room) == [("gpt-4o at openai is out: overloaded (503)", True)]
+        room.hears(breaker("closed", "half_open", model="gpt-4o"))
+        assert self.outages(room) == [("gpt-4o at openai was out for 30 s: overloaded (503)", False)]
+
+    def test_calls_of_every_model_that_was_out_count_in_it(self, room: Room) -> None:
+        room.hears(breaker("open", model="gpt-4o"), breaker("open", model="o3"), breaker("open"))
+
+        room.hears(
+            *[finished(Outcome.FAILED_OVER, REST, NEXT, model=f"my-{model}") for model in ("o3", "gpt-4o")]
+        )
+
+        ended, outage = room.incidents.find(type=IncidentType.OUTAGE_DETECTED)[0]
+        assert (ended.details["affected_calls"], outage.details["affected_calls"]) == (0, 2)
+
+    def test_its_state_is_that_which_keeps_most_calls_away(self, room: Room) -> None:
+        room.hears(breaker("open"), breaker("open", model="gpt-4o"), breaker("half_open", "open"))
+        assert room.one(IncidentType.OUTAGE_DETECTED).details["state"] == "open"
+        room.hears(breaker("half_open", "open", model="gpt-4o"))
+
+        assert room.one(IncidentType.OUTAGE_DETECTED).details["state"] == "half_open"
+
+
+class TestOutagesThatNobodyAsksAfter:
+    """As of a fallback that is not needed: the next call would prove it well, but none comes."""
+
+    def test_it_is_over_when_probes_have_passed_for_a_while(self, room: Room) -> None:
+        room.hears(breaker("open"))
+        room.clock.advance(40)
+        room.hears(probed(Verdict.PASSED), breaker("half_open", "open"))
+        room.clock.advance(UNASKED_SECONDS)
+        room.changes()
+        room.hears(probed(Verdict.PASSED), ROUND, ROUND)
+
+        outage = room.one(IncidentType.OUTAGE_DETECTED)
+        assert room.changes() == [("resolved", "outage_detected")]
+        assert (outage.duration_seconds, outage.details["ended_by"]) == (40, NOBODY_ASKED)
+
+    def test_it_need_not_have_been_half_open(self, room: Room) -> None:
+        """Where probes had never failed, the breaker waits for a call to ask whether its rest is over."""
+        room.hears(probed(Verdict.PASSED), breaker("open"))
+        room.clock.advance(30 + UNASKED_SECONDS)
+        room.hears(ROUND)
+
+        assert room.one(IncidentType.OUTAGE_DETECTED).duration_seconds == 30
+
+    @pytest.mark.parametrize(
+        "events",
+        [(), (probed(Verdict.FAILED),), (probed(Verdict.PASSED), probed(Verdict.UNCLEAR))],
+        ids=["no probe", "failed", "unclear since"],
+    )
+    def test_it_goes_on_where_no_probe_says_otherwise(self, room: Room, events: Sequence[Event]) -> None:
+        room.hears(breaker("open"), *events)
+        room.clock.advance(2 * UNASKED_SECONDS)
+        room.hears(ROUND)
+
+        assert room.one(IncidentType.OUTAGE_DETECTED).resolved_at is None
+
+    def test_it_goes_on_until_the_while_is_over(self, room: Room) -> None:
+        room.hears(breaker("open"), probed(Verdict.PASSED))
+        room.clock.advance(30 + UNASKED_SECONDS - 1)
+        room.hears(ROUND)
+
+        assert room.one(IncidentType.OUTAGE_DETECTED).resolved_at is None
+
+    def test_a_call_that_fails_there_later_begins_another(self, room: Room) -> None:
+        room.hears(breaker("open"), probed(Verdict.PASSED), breaker("half_open", "open"))
+        room.clock.advance(UNASKED_SECONDS)
+        room.hears(ROUND, breaker("open", "half_open"))
+
+        found, _ = room.incidents.find(type=IncidentType.OUTAGE_DETECTED)
+        assert [outage.resolved_at is None for outage in found] == [True, False]
+
+    def test_one_that_proves_it_well_later_is_no_recovery(self, room: Room) -> None:
+        room.hears(breaker("open"), probed(Verdict.PASSED), breaker("half_open", "open"))
+        room.clock.advance(UNASKED_SECONDS)
+        room.hears(ROUND, breaker("closed", "half_open"))
+
+        assert room.incidents.find(type=IncidentType.PROVIDER_RECOVERED) == ([], 0)
 
 
 class TestCallsInAnOutage:
