@@ -5,6 +5,7 @@ An answer that has begun, and everything it holds.
 one closes it; the connection, the permit and the place at the upstream go back then.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from sentinel_proxy.clock import Clock
@@ -134,11 +135,42 @@ class Reply:
                 raise self._broken(decoder.failure)
             output = await self._next()
             if decoder.progress != self._progress:
-                self._made_progress()
+                self._made_progress(self._clock.monotonic())
             if output:
                 return output
         self._permit.succeed(self._clock.monotonic())
         return b""
+
+    async def pour(self, write: Callable[[bytes], bool]) -> None:
+        """
+        Give *write* the next bytes, like `read`, but each in the very callback that brings it.
+
+        Returns where `read` must go on, at the latest at the end of the answer: when it is over
+        or broken, when *write* has said by False that the caller must be waited for, and at once
+        where the exchange cannot do that.
+        """
+        decoder, call, clock = self.decoder, self._call, self._clock
+        if self._first or decoder.complete or decoder.failure is not None:
+            return
+        began = clock.monotonic()
+        busy_seconds = 0.0
+
+        def sink(data: bytes) -> float:
+            nonlocal busy_seconds
+            now = clock.monotonic()
+            output = decoder.feed(data)
+            if decoder.progress != self._progress:
+                self._made_progress(now)
+            may_go_on = write(output) if output else True
+            busy_seconds += clock.monotonic() - now
+            if decoder.complete or decoder.failure is not None or not may_go_on:
+                return 0.0
+            return self._until(now)
+
+        try:
+            await self._exchange.flow(self._until(began), sink)
+        finally:
+            call.waited_seconds += clock.monotonic() - began - busy_seconds
 
     async def whole(self) -> bytes:
         """
@@ -154,14 +186,12 @@ class Reply:
 
     async def _next(self) -> bytes:
         """Wait for the upstream's next bytes and return what they say."""
-        decoder, exchange, waits, clock = self.decoder, self._exchange, self._patience, self._clock
+        decoder, exchange, clock = self.decoder, self._exchange, self._clock
         if exchange.complete:
             return decoder.close()
         now = clock.monotonic()
-        idle_seconds = FINISH_GRACE_SECONDS if decoder.finished else waits.idle
-        until = min(now + idle_seconds, self._progress_at + waits.progress, self._call.deadline)
         try:
-            data = await exchange.read(until)
+            data = await exchange.read(self._until(now))
         except UpstreamError as error:
             if decoder.finished:  # all was said; only the terminator is missing
                 return decoder.close()
@@ -170,8 +200,14 @@ class Reply:
             self._call.waited_seconds += clock.monotonic() - now
         return decoder.feed(data) if data else decoder.close()
 
-    def _made_progress(self) -> None:
-        now = self._progress_at = self._clock.monotonic()
+    def _until(self, now: float) -> float:
+        """Return how long the next bytes may take to come."""
+        waits = self._patience
+        idle_seconds = FINISH_GRACE_SECONDS if self.decoder.finished else waits.idle
+        return min(now + idle_seconds, self._progress_at + waits.progress, self._call.deadline)
+
+    def _made_progress(self, now: float) -> None:
+        self._progress_at = now
         self._progress = self.decoder.progress
         if self._permit.trial and now - self._began_at > TRIAL_PROOF_SECONDS:
             self._permit.succeed(now)

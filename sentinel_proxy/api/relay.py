@@ -68,6 +68,7 @@ class Caller:
         "_task",
         "_watcher",
         "_wheel",
+        "_write",
         "gone",
         "interrupted",
         "late",
@@ -78,6 +79,7 @@ class Caller:
     def __init__(self, receive: Receive, send: Send, wheel: Wheel, clock: Clock) -> None:
         self._receive = receive
         self._send = send
+        self._write: Callable[[bytes], bool] | None = getattr(send, "write", None)
         self._wheel = wheel
         self._clock = clock
         self._alarm: Alarm | None = None
@@ -258,6 +260,21 @@ class Caller:
         await self._send(message)
         self._sending_since = None
 
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether `write` works: the server has it, and nobody stands between who wants to see all."""
+        return self._write is not None
+
+    def write(self, data: bytes) -> bool:
+        """
+        Send a part of a stream that has begun, without waiting.
+
+        Returns False where that must not go on: the caller's side is full, or the caller gone.
+        """
+        assert self._write is not None
+        self._last_sent = self._clock.monotonic()
+        return self._write(data)
+
     def release(self) -> None:
         """Stop watching. Never waits; may be called twice."""
         if self._alarm is not None:
@@ -279,7 +296,11 @@ async def relay(reply: Reply, caller: Caller, headers: Sequence[Header]) -> None
     first = await reply.read()
     await caller.start(reply.status, [*headers, *STREAM_HEADERS], streaming=True)
     await caller.send(first, more=True)
-    while data := await reply.read():
+    while True:
+        if caller.writes_at_once:
+            await reply.pour(caller.write)
+        if not (data := await reply.read()):
+            break
         await caller.send(data, more=True)
     await caller.send(b"", more=False)
 

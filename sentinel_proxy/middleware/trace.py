@@ -8,7 +8,7 @@ unless this proxy exports traces itself: what needs no change passes unchanged.
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,24 @@ from sentinel_proxy.model import Span, Trace, header
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
 )
+
+
+class _TracedSend:
+    """`send`, with a trace's headers added to the head of the answer."""
+
+    __slots__ = ("_send", "_trace", "write")
+
+    def __init__(self, send: Send, trace: Trace) -> None:
+        self._send = send
+        self._trace = trace
+        self.write = getattr(send, "write", None)  # of a server that has it: see `inbound.Turn`
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            self._trace.answered = True
+            message["headers"] = [*message.get("headers", ()), *self._trace.headers]
+        return self._send(message)
+
 
 Samples = Callable[[str, Span], bool]
 """Decides whether a trace is kept, given its id and our span with the flags as the caller sent them."""
@@ -46,13 +64,7 @@ class TraceMiddleware:
         trace = self._trace(header(scope["headers"], b"traceparent"))
         scope[Trace.SCOPE_KEY] = trace
 
-        async def send_traced(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                trace.answered = True
-                message["headers"] = [*message.get("headers", ()), *trace.headers]
-            await send(message)
-
-        await self.app(scope, receive, send_traced)
+        await self.app(scope, receive, _TracedSend(send, trace))
 
     def _trace(self, traceparent: bytes | None) -> Trace:
         started = self._clock.monotonic()

@@ -7,9 +7,13 @@ swapped by configuration. `tests/contracts/test_transports.py` holds every promi
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from sentinel_proxy.model import ReplyHead, UpstreamRequest
+
+Sink = Callable[[bytes], float]
+"""Takes the next bytes of a body; returns until when (monotonic seconds) to wait for more, 0 for no more."""
 
 
 class Exchange(Protocol):
@@ -40,6 +44,20 @@ class Exchange(Protocol):
                 dead then and must still be closed.
         """
         ...
+
+    async def flow(self, until: float, sink: Sink) -> None:
+        """
+        Give *sink* what comes from now on, in the very callback that brings it, while it asks for more.
+
+        Waking a task for each chunk costs more than looking into the chunk. May return at any
+        time, also at once: what has not been given away is then for `read`, the end and
+        every failure included. An error that *sink* raises is raised by `read`. Cancelling ends
+        the flow and leaves the exchange as it was.
+
+        Args:
+            until: As in `read`, for the first bytes; from then on it is what *sink* returns.
+        """
+        return
 
     def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """

@@ -23,6 +23,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import Header, ReplyHead, header
+from sentinel_proxy.upstream.base import Sink
 from sentinel_proxy.upstream.render import measured
 from sentinel_proxy.wheel import Alarm, Wheel
 
@@ -64,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_ready",
+        "_sink",
         "_then",
         "_transport",
         "_unread_bytes",
@@ -110,6 +112,7 @@ class Connection(asyncio.Protocol):
         self._head_only = head_only
         self._keep_alive = False
         self._ready = False
+        self._sink: Sink | None = None
         self._then: Callable[[Connection], None] | None = None
         self._paused = False
         self._unread_bytes = 0
@@ -169,6 +172,14 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
 
+    async def flow(self, until: float, sink: Sink) -> None:
+        """Give *sink* what comes; return once it wants no more, or there is no more, or none by *until*."""
+        self._sink = sink
+        try:
+            await self.wait(until)
+        finally:
+            self._sink = None
+
     def take(self) -> bytes:
         """Return the bytes that wait, or `b""` at the end of the body; raise what went wrong."""
         chunks = self.chunks
@@ -221,7 +232,7 @@ class Connection(asyncio.Protocol):
         if self._then is not None:
             self._lingered()
             return
-        if self.chunks:
+        if self.chunks and (self._sink is None or self.over or not self._pour(self._sink)):
             self._ready = True
             if self._unread_bytes > READ_AHEAD_BYTES and not self._paused and not self._lost_already:
                 self._paused = True
@@ -303,6 +314,19 @@ class Connection(asyncio.Protocol):
                 self.abort()  # a good answer with something behind it
             elif self.error is None:
                 self._fail(FailureKind.PROTOCOL, "what came is not HTTP")
+
+    def _pour(self, sink: Sink) -> bool:
+        """Give away what waits; return whether *sink* wants more."""
+        try:
+            until = sink(self.take())
+        except Exception as error:  # not the loop's business, but of whoever reads
+            self._fail_with(error)
+            return False
+        if not until:
+            self._sink = None
+            return False
+        self._set_alarm(until)
+        return True
 
     def _refuse(self, message: str) -> None:
         """Fail from inside the parser."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import ReplyHead, header
-from sentinel_proxy.upstream.base import Exchange
+from sentinel_proxy.upstream.base import Exchange, Sink
 
 CODINGS: Final = frozenset((b"gzip", b"x-gzip", b"deflate"))
 
@@ -79,6 +79,9 @@ class DecodedExchange:
             return self._decompressor.decompress(data, MAX_READ_BYTES)
         except zlib.error as error:
             raise UpstreamError(FailureKind.PROTOCOL, "the answer's encoding is broken") from error
+
+    async def flow(self, until: float, sink: Sink) -> None:
+        """Return at once: what comes must be decompressed first."""
 
     def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """Give the connection back; see `base.Exchange.close`."""

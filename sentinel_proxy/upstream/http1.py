@@ -13,7 +13,7 @@ from typing import Final
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
 from sentinel_proxy.model import ReplyHead, UpstreamRequest
-from sentinel_proxy.upstream.base import Transport
+from sentinel_proxy.upstream.base import Sink, Transport
 from sentinel_proxy.upstream.connection import Connection
 from sentinel_proxy.upstream.dial import Dialer, origin_of
 from sentinel_proxy.upstream.dns import Lookup
@@ -62,6 +62,12 @@ class Http1Exchange:
         while not connection.chunks and not connection.over:
             await connection.wait(until)
         return connection.take()
+
+    async def flow(self, until: float, sink: Sink) -> None:
+        """Give *sink* what comes from now on; see `base.Exchange.flow`."""
+        connection = self._connection
+        if connection is not None and not connection.chunks and not connection.over:
+            await connection.flow(until, sink)
 
     def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """Give the connection back; see `base.Exchange.close`."""

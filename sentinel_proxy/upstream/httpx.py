@@ -25,7 +25,7 @@ import httpx
 
 from sentinel_proxy.errors import ConfigError, FailureKind, UpstreamError
 from sentinel_proxy.model import Headers, ReplyHead, UpstreamRequest, header
-from sentinel_proxy.upstream.base import Transport
+from sentinel_proxy.upstream.base import Sink, Transport
 from sentinel_proxy.upstream.connection import MAX_HEAD_BYTES, READ_AHEAD_BYTES
 from sentinel_proxy.upstream.dial import connect_failure, origin_of, verifying_tls
 from sentinel_proxy.upstream.http1 import IDLE_SECONDS, STALE_SECONDS
@@ -119,6 +119,9 @@ class HttpxExchange:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         return data
+
+    async def flow(self, until: float, sink: Sink) -> None:
+        """Return at once: httpx is asked for each chunk."""
 
     def close(self, linger_seconds: float = 0.0, *, reuse: bool = True) -> None:
         """Tell the owner to let go; see `base.Exchange.close`. It never lingers; httpx rules on reuse."""

@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import h11
 import httpx
@@ -1394,3 +1394,118 @@ async def test_respx_can_stand_in_for_the_network(make: Make) -> None:
         router.post("http://api.example/v1/chat/completions").respond(201, content=b"mocked")
 
         assert await fetch(make("http://api.example")) == (201, b"mocked")
+
+
+# -- flowing ---------------------------------------------------------------------------------
+
+
+CHUNKED_HEAD: Final = Send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+
+
+class Basin:
+    """A sink that keeps what flows, and wants *wanted* parts of it."""
+
+    def __init__(self, wanted: int = 1_000_000, error: Exception | None = None) -> None:
+        self.parts: list[bytes] = []
+        self._wanted = wanted
+        self._error = error
+
+    def __call__(self, data: bytes) -> float:
+        self.parts.append(data)
+        if self._error is not None:
+            raise self._error
+        return soon() if len(self.parts) < self._wanted else 0.0
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 1_000_000])
+async def test_what_flows_and_what_is_read_are_together_the_whole_body(
+    up: FaultyUpstream, transport: AnyTransport, wanted: int
+) -> None:
+    parts = [b"part %d;" % number for number in range(20)]
+    chunks = [step for part in parts for step in (Send(b"%x\r\n%b\r\n" % (len(part), part)), Pause(0.002))]
+    up.plays([CHUNKED_HEAD, *chunks, Send(b"0\r\n\r\n")])
+    exchange = await begin(transport)
+    body = b""
+
+    while True:
+        basin = Basin(wanted)
+        await exchange.flow(soon(), basin)
+        body += b"".join(basin.parts)
+        assert len(basin.parts) <= wanted
+        if not (data := await exchange.read(soon())):
+            break
+        body += data
+    complete = exchange.complete
+    exchange.close()
+
+    assert body == b"".join(parts)
+    assert complete
+
+
+async def test_silence_while_it_flows_is_a_time_out(up: FaultyUpstream, transport: AnyTransport) -> None:
+    up.plays([CHUNKED_HEAD, Send(b"3\r\nabc\r\n"), Hang()])
+    exchange = await begin(transport)
+    read = await exchange.read(soon())
+
+    await exchange.flow(soon(0.05), Basin())
+    kind = await failure_of(exchange.read(soon(0.05)))
+    exchange.close()
+
+    assert (read, kind) == (b"abc", FailureKind.TIMEOUT)
+
+
+async def test_a_break_while_it_flows_is_told_to_who_reads_next(
+    up: FaultyUpstream, transport: AnyTransport
+) -> None:
+    up.plays([CHUNKED_HEAD, Send(b"3\r\nabc\r\n"), Pause(0.02), Send(b"3\r\ndef\r\n"), Reset()])
+    exchange = await begin(transport)
+    basin = Basin()
+
+    async def to_the_end() -> None:
+        while True:
+            await exchange.flow(soon(), basin)
+            basin.parts.append(await exchange.read(soon()))
+
+    with pytest.raises(UpstreamError) as caught:
+        await to_the_end()
+    exchange.close()
+
+    assert caught.value.kind in (FailureKind.TRUNCATED, FailureKind.RESET)
+    assert b"abcdef".startswith(b"".join(basin.parts))
+
+
+async def test_a_mistake_in_the_sink_is_told_to_who_reads_next(
+    up: FaultyUpstream, make: Make, kind: str
+) -> None:
+    if kind == "httpx":
+        return  # nothing ever flows there
+    transport = make(up.url)
+    up.plays([CHUNKED_HEAD, Send(b"3\r\nabc\r\n"), Pause(0.02), Send(b"3\r\ndef\r\n"), Hang()])
+    exchange = await begin(transport)
+    mistake = LookupError("of the sink")
+
+    await exchange.read(soon())
+    await exchange.flow(soon(), Basin(error=mistake))
+    with pytest.raises(LookupError) as caught:
+        await exchange.read(soon())
+    exchange.close()
+
+    assert caught.value is mistake
+
+
+async def test_cancelling_a_flow_leaves_the_exchange_as_it_was(
+    up: FaultyUpstream, transport: AnyTransport
+) -> None:
+    up.plays([CHUNKED_HEAD, Send(b"3\r\nabc\r\n"), Pause(0.1), Send(b"3\r\ndef\r\n0\r\n\r\n")])
+    exchange = await begin(transport)
+    body = await exchange.read(soon())
+    basin = Basin()
+
+    flowing = asyncio.create_task(exchange.flow(soon(), basin))
+    await asyncio.sleep(0)
+    flowing.cancel()
+    await asyncio.wait([flowing])
+    body += await rest(exchange)
+    exchange.close()
+
+    assert (body, basin.parts) == (b"abcdef", [])

@@ -17,7 +17,7 @@ from sentinel_proxy.upstream.decoding import MAX_READ_BYTES, plain
 pytestmark = pytest.mark.anyio
 
 
-class Scripted:
+class Scripted(Exchange):
     """An exchange that hands out *parts*."""
 
     def __init__(self, *parts: bytes, coding: bytes | None = b"gzip") -> None:

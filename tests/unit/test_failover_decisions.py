@@ -22,6 +22,7 @@ from sentinel_proxy.reply import TRIAL_PROOF_SECONDS, Reply
 from sentinel_proxy.resilience.breaker import State
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.testing import FakeClock
+from sentinel_proxy.upstream.base import Exchange
 from sentinel_proxy.upstream.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +48,7 @@ def fails(
 
 
 @dataclass
-class ScriptedExchange:
+class ScriptedExchange(Exchange):
     """An answer in scripted parts; a part that is an error breaks it."""
 
     clock: FakeClock

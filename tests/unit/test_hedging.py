@@ -21,6 +21,7 @@ from sentinel_proxy.reply import Reply
 from sentinel_proxy.resilience.hedge import BURST, LEAST_SAMPLES
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.testing import FakeClock
+from sentinel_proxy.upstream import base
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Alarm, Wheel
 
@@ -35,7 +36,7 @@ def failure(kind: FailureKind, status: int | None = None) -> UpstreamError:
     return UpstreamError(kind, f"scripted {kind.value}", status=status)
 
 
-class Exchange:
+class Exchange(base.Exchange):
     """An answer whose first byte is its first token."""
 
     def __init__(self) -> None:
