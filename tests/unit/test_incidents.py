@@ -245,18 +245,13 @@ class TestOneOutageOfSeveralBreakers:
         room.clock.advance(20)
         room.changes()
 
-        room.hears(
-            breaker("closed", "half_open", model="gpt-4o"),
-            breaker("closed", "half_open"),
-            failed_over("open"),
-        )
+        room.hears(breaker("closed", "half_open", model="gpt-4o"), breaker("closed", "half_open"))
 
         assert room.changes() == [
             ("updated", "outage_detected"),
             ("resolved", "outage_detected"),
             ("opened", "provider_recovered"),
             ("resolved", "provider_recovered"),
-            ("opened", "failover_triggered"),
         ]
         assert room.one(IncidentType.PROVIDER_RECOVERED).message == "openai answers again after 20 s"
 
@@ -281,6 +276,24 @@ class TestOneOutageOfSeveralBreakers:
         assert self.outages(room) == [("gpt-4o at openai is out: overloaded (503)", True)]
         room.hears(breaker("closed", "half_open", model="gpt-4o"))
         assert self.outages(room) == [("gpt-4o at openai was out for 30 s: overloaded (503)", False)]
+
+    def test_it_lasts_while_any_model_of_it_rests(self, room: Room) -> None:
+        room.hears(breaker("open", model="gpt-4o"), breaker("open", model="o3"), breaker("open"))
+        room.clock.advance(10)
+        room.hears(breaker("closed", "open"), breaker("closed", "open", model="gpt-4o"))
+        room.clock.advance(5)
+        assert [ongoing for _, ongoing in self.outages(room)] == [False, True]
+        room.hears(breaker("closed", "open", model="o3"))
+
+        assert room.incidents.find(type=IncidentType.OUTAGE_DETECTED)[0][1].duration_seconds == 15
+
+    def test_its_end_is_told_once_though_nobody_asks(self, room: Room) -> None:
+        room.hears(breaker("open", model="gpt-4o"), breaker("open"), probed(Verdict.PASSED))
+        room.clock.advance(30 + UNASKED_SECONDS)
+        room.changes()
+        room.hears(ROUND)
+
+        assert room.changes() == [("resolved", "outage_detected")]
 
     def test_calls_of_every_model_that_was_out_count_in_it(self, room: Room) -> None:
         room.hears(breaker("open", model="gpt-4o"), breaker("open", model="o3"), breaker("open"))
