@@ -51,15 +51,23 @@ from sentinel_proxy.passthrough import Passthrough
 from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.providers.configured import default_registry
 from sentinel_proxy.providers.registry import Registry
+from sentinel_proxy.replica.limits import SharedLimit
+from sentinel_proxy.replica.presence import Tally
+from sentinel_proxy.replica.replica import Replica
 from sentinel_proxy.rescue import Rescue
 from sentinel_proxy.resilience.rate_limit import SlidingLog
 from sentinel_proxy.resilience.retry import RetryPolicy
+from sentinel_proxy.stores import store_for
+from sentinel_proxy.ulid import Ulids
 from sentinel_proxy.upstream.base import Transport
 from sentinel_proxy.upstream.chain import Chain, default_transport
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Wheel
 
 NORMAL_PACE: Final = Pace()
+
+PROBES: Final = "probes"
+"""The topic under which replicas tell each other what their probes found out."""
 
 
 class Proxy:
@@ -76,6 +84,10 @@ class Proxy:
         pace: Of the live feed.
         samples: Given where traces are exported; decides which are kept.
         numbers: Where this process counts; several workers have a board for it.
+
+    Attributes:
+        name: Of this process among its replicas, a ULID.
+        replica: What it shares with them; None where its own memory is all the state there is.
     """
 
     def __init__(
@@ -98,19 +110,22 @@ class Proxy:
         self.load = Load()
         self.feed = Feed()
         self.state = StateHealth()
+        self.name = Ulids().mint(self.clock.time())
         self.registry = registry if registry is not None else default_registry(config)
         self._uniform = uniform
         self._pace = pace
         self._samples = samples
         self._lines: set[Line] = set()
         self._log = SlidingLog(config.rate_limit.requests, config.rate_limit.window)
-        self.chain = Chain(config, self.registry, transport, self.wheel, self.clock, self.bus.emit)
+        self.broadcast = Broadcast(config.state.events, self.clock, self.feed)
+        self.replica = self._replica()
+        leases = None if self.replica is None else self.replica.breakers.leases
+        self.chain = Chain(config, self.registry, transport, self.wheel, self.clock, self.bus.emit, leases)
         self.hedging = self._hedging()
         self.failover = self._failover()
         self.health = self._monitor(uniform)
         self.metrics = self._metrics(numbers)
         self.operations = self._operations()
-        self.broadcast = Broadcast(config.state.events, self.clock, self.feed)
         self.reporter = self._reporter()
         self.incidents = self._incidents()
         self.router, self.app = self._build_app()
@@ -156,6 +171,32 @@ class Proxy:
         """The upstreams in force, in the order in which they are tried."""
         return self.chain.upstreams
 
+    async def end_feed(self, seconds: float) -> None:
+        """Let those who listen to the live feed have what is left, for at most *seconds*; nobody may come."""
+        if self.replica is not None:
+            self.replica.journal.hurry()
+        await self.broadcast.end(seconds)
+
+    def _replica(self) -> Replica | None:
+        """Return None where the process's own memory is all the state there is."""
+        config, store = self.config.state, store_for(self.config.state, self.clock)
+        if store is None:
+            return None
+        replica = Replica(
+            self.name,
+            store,
+            config,
+            breakers=lambda: self.chain.breakers(),
+            feed=self.broadcast,
+            tally=lambda: self.operations.tally(),
+            clock=self.clock,
+            state=self.state,
+            emit=self.bus.emit,
+        )
+        replica.breakers.listen(self.bus)
+        replica.notes.hear(PROBES, lambda data, name: self.health.heard(data, name))
+        return replica
+
     def _failover(self) -> Failover:
         retry = RetryPolicy(self.config.retry, self.clock, self._uniform)
         return Failover(self.upstreams, retry, self.clock, self.bus.emit, self.hedging)
@@ -178,9 +219,23 @@ class Proxy:
             self.clock,
             self.bus.emit,
             uniform,
+            leads=self._leads,
+            tell=self._tell_of_probe,
         )
         monitor.listen(self.bus)
         return monitor
+
+    def _leads(self) -> bool:
+        """Whether what concerns all replicas falls to this one."""
+        return self.replica is None or self.replica.leader.leads
+
+    def _others(self) -> Mapping[str, Tally]:
+        """What the other replicas have counted, by their names."""
+        return {} if self.replica is None else self.replica.presence.others
+
+    def _tell_of_probe(self, report: bytes) -> None:
+        if self.replica is not None:
+            self.replica.notes.tell(PROBES, report)
 
     def _metrics(self, numbers: Numbers | None) -> Metrics:
         counted = Metrics(self.chain.names(), numbers)
@@ -200,21 +255,30 @@ class Proxy:
             self.feed,
             self.clock,
             self.bus.emit,
+            replica=self.name,
+            others=self._others,
         )
 
     def _reporter(self) -> Reporter:
         operations = self.operations
+        replica = self.replica
         reporter = Reporter(
-            self.broadcast, operations.status, operations.totals, self.clock, self._pace.heartbeat_seconds
+            self.broadcast,
+            operations.status,
+            operations.totals,
+            self.clock,
+            self._pace.heartbeat_seconds,
+            tell=None if replica is None else replica.journal.tell,
+            leads=self._leads,
+            replica=None if replica is None else self.name,
         )
         reporter.listen(self.bus)
         return reporter
 
     def _incidents(self) -> Incidents:
         """Last of those that listen: what an incident follows from has been heard by everybody else."""
-        incidents = Incidents(
-            self.config.state.incidents, self.clock, self.bus.emit, model_for=self._model_for
-        )
+        emit = self.bus.emit if self.replica is None else self.replica.incidents.take
+        incidents = Incidents(self.config.state.incidents, self.clock, emit, model_for=self._model_for)
         incidents.listen(self.bus)
         return incidents
 
@@ -256,8 +320,9 @@ class Proxy:
     def _build_admin(self) -> Starlette:
         config = self.config
         token = config.admin.token.get_secret_value() if config.admin.token is not None else None
+        incidents = self.incidents if self.replica is None else self.replica.incidents
         desk = Desk(
-            config, self.operations, self.incidents, self.broadcast, self.reporter, self._pace, __version__
+            config, self.operations, incidents, self.broadcast, self.reporter, self._pace, __version__
         )
         return Starlette(
             routes=[*desk.routes(), *Dashboard().routes()],
@@ -286,13 +351,21 @@ class Proxy:
                 trusted_proxies=config.server.trusted_proxies,
                 load=self.load,
                 clock=self.clock,
+                shared=self._shared_limit(),
             ),
         ]
+
+    def _shared_limit(self) -> SharedLimit | None:
+        if self.replica is None or not self.replica.link.store.shared:
+            return None
+        return SharedLimit(self._log, self.replica.link, self.clock)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.chain.aclose)
+            if self.replica is not None:
+                await stack.enter_async_context(self.replica.running())
             await stack.enter_async_context(self.health.running())
             await stack.enter_async_context(self.reporter.running())
             chain = " -> ".join(self.chain.names())

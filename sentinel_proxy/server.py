@@ -220,7 +220,7 @@ class Server(uvicorn.Server):
         """
         if not self._told:
             self._tell()
-        await self._proxy.broadcast.end(0.0 if self.force_exit else LIVE_END_SECONDS)
+        await self._proxy.end_feed(0.0 if self.force_exit else LIVE_END_SECONDS)
         for listening in (*self.servers, *(sockets or ())):
             listening.close()
         state = self.server_state

@@ -39,6 +39,9 @@ BYPASS_SECONDS: Final = 5.0
 OPEN_SECONDS: Final = 5.0
 """For opening, which may take a store several steps, each with a time-out of its own."""
 
+CANCELLED_SECONDS: Final = 0.1
+"""Between two cancellations of a task that may have missed the first."""
+
 START_SECONDS: Final = 0.3
 """How long the start waits for the store, so that what it remembers is known before the first call."""
 
@@ -119,7 +122,8 @@ class Link:
 
         Raises:
             StoreAway: It did not answer; at once while it is known to be away, else after
-                *within_seconds* at the latest. The command may have been carried out all the same.
+                *within_seconds* at the latest, of those in which this process could listen. The
+                command may have been carried out all the same.
         """
         if not self.up:
             raise StoreAway(f"{self.store.kind} is away")
@@ -129,6 +133,9 @@ class Link:
         self._commands.add(command)
         command.add_done_callback(partial(self._ended, account, now))
         await asyncio.wait((command,), timeout=within_seconds)
+        if not command.done() and now() - account.begun > within_seconds + SLACK_SECONDS:
+            # It was this process that was late: the answer may have lain there all the while.
+            await asyncio.wait((command,), timeout=within_seconds)
         if command.cancelled():
             raise StoreAway(f"{self.store.kind} was closed")
         if command.done():
@@ -152,8 +159,7 @@ class Link:
                 await asyncio.wait_for(self._tried.wait(), START_SECONDS)
             yield
         finally:
-            keeper.cancel()
-            await asyncio.wait((keeper,))
+            await end(keeper)
             self._state.up = False
             await self._close()
 
@@ -241,6 +247,18 @@ class Link:
         with suppress(StoreAway, TimeoutError):
             async with asyncio.timeout(OPEN_SECONDS):
                 await self.store.aclose()
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """
+    Cancel *task* until it has ended.
+
+    Once may not be enough for one that talks to a store: before Python 3.12 `asyncio.wait_for`,
+    which clients of stores use, swallows a cancellation that comes as its own wait is over.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=CANCELLED_SECONDS)
 
 
 async def _answer(question: Callable[[Store], Awaitable[T]], store: Store) -> T:

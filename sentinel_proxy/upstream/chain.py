@@ -9,10 +9,15 @@ from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import Config, ProviderConfig
 from sentinel_proxy.events import BreakerChanged
 from sentinel_proxy.providers.base import Provider
+from sentinel_proxy.resilience.breaker import Leases
+from sentinel_proxy.resilience.scopes import ProviderBreakers
 from sentinel_proxy.upstream.base import Transport
 from sentinel_proxy.upstream.http1 import Http1Transport
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Wheel
+
+LeasesOf = Callable[[str | None], Leases]
+"""Makes the leases of a model's breaker; of the provider's own for None."""
 
 LEFT_SECONDS: Final = 1.0
 """Between two looks at whether an upstream that has left the chain is still in use."""
@@ -25,6 +30,8 @@ class Chain:
     Args:
         transport: Makes the transport of a provider.
         emit: Told of each transition of their breakers.
+        leases: Makes what shares out the trials of a provider's breakers, so many at a time,
+            among replicas.
 
     Attributes:
         upstreams: In the order in which they are tried.
@@ -38,12 +45,14 @@ class Chain:
         wheel: Wheel,
         clock: Clock,
         emit: Callable[[BreakerChanged], None],
+        leases: Callable[[str, int], LeasesOf | None] | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
         self._wheel = wheel
         self._clock = clock
         self._emit = emit
+        self._leases = leases
         self._left: list[Upstream] = []
         self._closing: set[asyncio.Task[None]] = set()
         self.upstreams = [self._built(provider) for provider in providers]
@@ -54,6 +63,10 @@ class Chain:
     def names(self) -> list[str]:
         """Return the names of the upstreams, in order."""
         return [upstream.name for upstream in self.upstreams]
+
+    def breakers(self) -> dict[str, ProviderBreakers]:
+        """Return the breakers of each provider by its name."""
+        return {upstream.name: upstream.breakers for upstream in self.upstreams}
 
     def by_name(self) -> dict[str, Upstream]:
         """Return the upstreams by name, in order."""
@@ -88,6 +101,7 @@ class Chain:
             breaker=config.breaker,
             retry=config.retry,
             emit=self._emit,
+            leases=self._leases and self._leases(provider.name, config.breaker.half_open_permits),
         )
 
     def _is_unchanged(self, upstream: Upstream, config: Config) -> bool:
