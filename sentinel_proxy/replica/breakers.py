@@ -129,7 +129,7 @@ class SharedBreakers:
             self._compare(record)
         known = {(record.provider, record.model) for record in records}
         for provider, breakers in self._breakers().items():
-            for model in breakers.remarkable():
+            for model in breakers.moved():
                 if (provider, model) not in known:
                     self._tell((provider, model))
         await self._tell_all()

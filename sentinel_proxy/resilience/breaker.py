@@ -91,7 +91,7 @@ class Snapshot:
         orders: How many orders of operators led to it.
         rest_seconds: Until the rest or the isolation ends; 0 where nothing is to end.
         since_seconds: Since the transition; 0 if there was none.
-        moved_by: The replica that made the transition; None if it was made here, or none was.
+        moved_by: The replica whose transition or order led to it; None if it was made here.
     """
 
     state: State
@@ -273,7 +273,7 @@ class Breaker:
 
     @property
     def moved_by(self) -> str | None:
-        """The replica that made the last transition; None if it was made here."""
+        """The replica whose transition or order led to this state; None if it was made here."""
         return self._moved_by
 
     @property
@@ -364,7 +364,7 @@ class Breaker:
         """Refuse everyone until *until* (monotonic seconds, may be infinite), whatever calls say."""
         self._orders += 1
         if self._state is State.ISOLATED:
-            self._until, self._reason = until, reason
+            self._until, self._reason, self._moved_by = until, reason, None
         else:
             self._fire(Signal.ISOLATED, now, reason, until=until)
 
@@ -419,11 +419,10 @@ class Breaker:
         self._orders = max(self._orders, snapshot.orders)
         self._since = now - snapshot.since_seconds
         self._until = now + snapshot.rest_seconds
-        self._level, self._reason = snapshot.level, snapshot.reason
+        self._level, self._reason, self._moved_by = snapshot.level, snapshot.reason, snapshot.moved_by
         if self._state is State.CLOSED:
             self._failures = 0
         if moves:
-            self._moved_by = snapshot.moved_by
             self._on_change(self, before, now)
 
     def _rests(self, now: float) -> bool:

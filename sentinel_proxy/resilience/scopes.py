@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from sentinel_proxy.config import BreakerConfig
 from sentinel_proxy.errors import BreakerOpen, FailureKind, Scope, UpstreamError, Vote
@@ -23,7 +23,10 @@ MAX_MODELS: Final = 1000
 """Models with a breaker of their own, at one provider; callers can invent names."""
 
 ABANDONED_SECONDS: Final = 300.0
-"""A model that nobody has tried for so long after its rest is not in use: its breaker is forgotten."""
+"""
+A model that nobody has tried for so long after its rest is not in use: its breaker is forgotten.
+As long it is known after that how it ended, and longer than news of it may still be under way.
+"""
 
 _SEVERITY: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2, State.ISOLATED: 3}
 _FORCED_SCOPES: Final = {"auto": None, "provider": Scope.PROVIDER, "model": Scope.MODEL}
@@ -109,6 +112,13 @@ class ScopedPermit:
             self._model_trial.release(now)
 
 
+class _Over(NamedTuple):
+    """The end of a model's breaker: it is closed, and forgotten since then."""
+
+    snapshot: Snapshot
+    since: float
+
+
 class ProviderBreakers:
     """
     The breaker of one provider and those of the models called there.
@@ -144,7 +154,7 @@ class ProviderBreakers:
         self._forced_scope = _FORCED_SCOPES[settings.scope]
         self._models: dict[str, Breaker] = {}  # oldest first
         self._first_era = 0  # of new model breakers: beyond those of all that were forgotten
-        self._over: dict[str, Snapshot] = {}  # how those ended that were forgotten lately
+        self._over: dict[str, _Over] = {}  # those that were forgotten lately, oldest first
         self.own = self._breaker(None)
 
     def __repr__(self) -> str:
@@ -237,13 +247,15 @@ class ProviderBreakers:
         """
         if model is None:
             return self.own.snapshot(now)
-        breaker = self._models.get(model)
-        return self._over.get(model) if breaker is None else breaker.snapshot(now)
+        if (breaker := self._models.get(model)) is not None:
+            return breaker.snapshot(now)
+        over = self._over.get(model)
+        return None if over is None or now - over.since >= ABANDONED_SECONDS else over.snapshot
 
-    def remarkable(self) -> list[str | None]:
-        """Return the models, and None for the provider, whose breakers are not closed and calm."""
+    def moved(self) -> list[str | None]:
+        """Return the models, and None for the provider, whose breakers have ever moved or had an order."""
         breakers = ((None, self.own), *self._models.items())
-        return [model for model, breaker in breakers if breaker.state is not State.CLOSED or breaker.level]
+        return [model for model, breaker in breakers if breaker.since is not None or breaker.orders]
 
     def adopt(self, model: str | None, snapshot: Snapshot, now: float) -> None:
         """
@@ -257,7 +269,7 @@ class ProviderBreakers:
             return
         breaker = self._models.get(model)
         if breaker is None and snapshot.state is State.CLOSED:
-            self._note_over(model, snapshot)
+            self._note_over(model, snapshot, now)
         elif breaker is not None or self._has_room(now):
             breaker = breaker or self._remember(model, self._first_era, now)
             breaker.adopt(snapshot, now)
@@ -349,15 +361,15 @@ class ProviderBreakers:
         else:
             breaker.retire(now, reason)
         if breaker.since is not None:
-            self._note_over(model, breaker.snapshot(now))
+            self._note_over(model, breaker.snapshot(now), now)
 
-    def _note_over(self, model: str, snapshot: Snapshot) -> None:
+    def _note_over(self, model: str, snapshot: Snapshot, now: float) -> None:
         """Remember how the breaker of a model ended; its next one begins in no earlier era."""
         self._first_era = max(self._first_era, snapshot.era)
         self._over.pop(model, None)
         if len(self._over) >= MAX_MODELS:
             del self._over[next(iter(self._over))]
-        self._over[model] = snapshot
+        self._over[model] = _Over(snapshot, now)
 
     def _forget_what_does_not_matter(self, now: float) -> None:
         for model, breaker in list(self._models.items()):
@@ -372,7 +384,7 @@ class ProviderBreakers:
             partial(self._changed, model),
             lease_seconds=self._lease_seconds,
             era=era,
-            orders=0 if over is None else over.orders,
+            orders=0 if over is None else over.snapshot.orders,
             leases=None if self._leases is None else self._leases(model),
         )
 

@@ -589,13 +589,21 @@ def test_a_transition_of_ones_own_is_nobody_elses(closed: Watched) -> None:
     assert closed.breaker.moved_by is None
 
 
+def test_an_order_given_here_is_nobody_elses(closed: Watched) -> None:
+    closed.breaker.adopt(told(State.ISOLATED, orders=1), closed.now)
+
+    closed.breaker.isolate(closed.now, closed.now + 60, "longer")
+
+    assert (closed.breaker.moved_by, closed.breaker.orders) == (None, 2)
+
+
 def test_a_longer_rest_told_by_another_is_no_transition_and_leaves_permits_valid(opened: Watched) -> None:
     early = opened.breaker.acquire_early(opened.now)
     assert early is not None
 
     opened.breaker.adopt(told(rest_seconds=40.0), opened.now)
 
-    assert (opened.refused_for(), opened.changes, opened.breaker.moved_by) == (40, [], None)
+    assert (opened.refused_for(), opened.changes) == (40, [])
     early.succeed(opened.now)
     assert opened.breaker.state is State.CLOSED
 

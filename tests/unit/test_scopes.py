@@ -717,15 +717,24 @@ def test_a_model_that_was_adopted_is_forgotten_as_one_of_ones_own(watched: Watch
     assert watched.events[-1].moved_by is None
 
 
-def test_others_hear_of_all_but_what_is_closed_and_calm(watched: Watched) -> None:
+def test_others_hear_of_what_has_ever_moved_and_of_orders(watched: Watched) -> None:
+    assert watched.breakers.moved() == []
     watched.fail(*[OF_MODEL] * 3)
     watched.fail(OF_MODEL, model=B)
-    watched.wait(30)
-    watched.succeed()  # closed, but it has relapses to remember
 
-    assert watched.breakers.remarkable() == [A]
-    assert watched.breakers.snapshot(B, watched.now) is not None
-    assert watched.breakers.snapshot("never called", watched.now) is None
+    assert watched.breakers.moved() == [A]
+    watched.breakers.own.reset(watched.now, "well already")
+    assert watched.breakers.moved() == [None, A]
+
+
+def test_how_a_model_ended_is_known_for_a_while(watched: Watched) -> None:
+    watched.fail(*[OF_MODEL] * 3)
+    watched.breakers.reset(watched.now, "well")
+
+    watched.wait(ABANDONED_SECONDS - 1)
+    assert watched.breakers.snapshot(A, watched.now) is not None
+    watched.wait(1)
+    assert watched.breakers.snapshot(A, watched.now) is None
 
 
 def test_of_a_model_that_was_forgotten_it_is_known_how_it_ended(watched: Watched) -> None:

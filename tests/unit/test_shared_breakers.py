@@ -271,6 +271,39 @@ async def test_a_reset_of_a_breaker_that_is_closed_here_closes_it_elsewhere(a: R
     assert (a.state(), b.state()) == (State.CLOSED, State.CLOSED)
 
 
+async def test_an_order_beats_all_that_were_given_before_it_though_they_moved_nothing(
+    a: Replica, b: Replica, clock: FakeClock
+) -> None:
+    for _ in range(3):
+        a.breakers.reset(clock.monotonic(), "well already")
+    await round_of(a, b)
+
+    b.breakers.isolate(clock.monotonic(), math.inf, "maintenance")
+    await spread(a, b)
+    await round_of(a, b)
+
+    assert (a.state(), b.state()) == (State.ISOLATED, State.ISOLATED)
+
+
+async def test_what_a_new_replica_finds_out_stands_although_the_others_have_moved_more_often(
+    a: Replica, start: Start, clock: FakeClock, state: FakeState
+) -> None:
+    for _ in range(3):
+        a.fail()
+        a.breakers.advance(clock.monotonic())
+        (await trial_of(a)).succeed(clock.monotonic())
+    state.forget()  # it was long ago
+    await round_of(a)
+    c = start("C")
+    await c.shared.synchronise()
+
+    c.fail()
+    await spread(a, c)
+
+    assert (a.state(), c.state()) == (State.OPEN, State.OPEN)
+    assert c.changes == [("closed", "open", None)]
+
+
 async def test_a_change_of_an_isolation_reaches_the_others_with_the_next_comparison(
     a: Replica, b: Replica, clock: FakeClock
 ) -> None:
