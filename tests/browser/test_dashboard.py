@@ -20,11 +20,13 @@ pytest.importorskip("playwright.async_api", reason="Playwright is not installed 
 
 from browser_support import CHROMIUM, Dashboard, calls, chromium, config
 from harness import Harness, Start, eventually, started
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from sentinel_proxy.app import Proxy
+from sentinel_proxy.clock import utc_text
 from sentinel_proxy.config import BreakerConfig, ProviderConfig
 from sentinel_proxy.events import BreakerChanged
+from sentinel_proxy.replica.presence import Tally
 from sentinel_proxy.server import running
 from sentinel_proxy.testing import Outage, SimulatedOllama, SimulatedOpenAI
 
@@ -505,6 +507,47 @@ CONTRAST = """() => {
   }
   return found;
 }"""
+
+
+class TestReplicas:
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            (
+                "redis",
+                r"The shared state is out of reach since \d\d:\d\d: this page shows this replica alone\.",
+            ),
+            ("sqlite", r"The state file is out of reach since \d\d:\d\d: what happens now is not kept .+\."),
+        ],
+    )
+    async def test_while_the_state_store_is_away_it_says_what_is_not_shown(
+        self, proxy: Harness, show: Show, kind: str, words: str
+    ) -> None:
+        dashboard = await show(proxy.url)
+        await dashboard.is_live()
+        banner = dashboard.by_id("alone")
+        await expect(banner).to_be_hidden()
+        state = {"kind": kind, "status": "away", "since": utc_text(proxy.proxy.clock.time())}
+
+        async def answer(route: Route) -> None:
+            health = await (await route.fetch()).json()
+            await route.fulfill(json={**health, "state": state})
+
+        await dashboard.page.route("**/health", answer)
+        await expect(banner).to_have_text(re.compile(words))
+        state["status"] = "up"
+
+        await expect(banner).to_be_hidden()
+
+    async def test_it_says_whose_numbers_it_shows(self, proxy: Harness, show: Show) -> None:
+        proxy.proxy.operations._others = lambda: {"R1": Tally(requests=7, in_flight=2)}
+
+        dashboard = await show(proxy.url)
+        await dashboard.is_live()
+
+        await expect(dashboard.by_id("uptime")).to_contain_text("one of 2 replicas")
+        await expect(dashboard.by_id("calls").locator(".note")).to_have_text("7 since the start")
+        await expect(dashboard.by_id("flight")).to_contain_text("2")
 
 
 class TestEverybody:

@@ -138,12 +138,12 @@ export class Feed {
     this._asking = true;
     const frames = this._frames;
     try {
-      const [status, totals, series, incidents] = await Promise.all([
-        ask("api/providers/status"), ask("api/metrics"), ask("metrics"), ask("api/incidents?limit=50"),
+      const [status, totals, series, incidents, health] = await Promise.all([
+        ask("api/providers/status"), ask("api/metrics"), ask("metrics"), ask("api/incidents?limit=50"), ask("health"),
       ]);
       this._heard = Date.now();
       const overtaken = frames !== this._frames;
-      if (this.live) this._on.asked({ totals, series, ...(overtaken ? {} : { status, incidents }) });
+      if (this.live) this._on.asked({ totals, series, health, ...(overtaken ? {} : { status, incidents }) });
     } catch (error) {
       if (this.live) this._failed(error);
     } finally {

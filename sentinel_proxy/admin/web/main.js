@@ -11,12 +11,12 @@ import { Events, incidents as showIncidents } from "./lists.js";
 import { Plots, WINDOW_SECONDS } from "./plots.js";
 import { History, read } from "./series.js";
 import * as timeline from "./timeline.js";
-import { amount, clock, coarse, duration, verdict } from "./words.js";
+import { alone, amount, clock, coarse, counted, duration, verdict } from "./words.js";
 
 const LIVE_ANNOUNCE_MS = 800;
 const USUAL_SPAN_MS = 780_000;
 
-const facts = { providers: [], incidents: [], served: [], losing: 0, saved: null, totals: null, started: Date.now(), known: false };
+const facts = { providers: [], incidents: [], served: [], losing: 0, saved: null, totals: null, state: null, started: Date.now(), known: false };
 const history = new History(WINDOW_SECONDS);
 const plots = new Plots(byId("plots"));
 const events = new Events(byId("events"), byId("event-filters"));
@@ -78,16 +78,18 @@ const feed = new Feed({
     takeStatus(status);
     takeIncidents(incidents, true);
     takeTotals(totals);
+    facts.state = health.state;
     if (!view.chosen) chooseSpan();
     history.seed(frames.filter((frame) => frame.event_type === "metrics"));
     events.reset(frames);
     say(byId("version"), health.version);
     render();
   },
-  asked({ status, totals, series, incidents }) {
+  asked({ status, totals, series, incidents, health }) {
     if (status) takeStatus(status);
     if (incidents) takeIncidents(incidents);
     takeTotals(totals);
+    facts.state = health.state;
     const sums = read(series);
     history.add(now(), sums);
     facts.saved = sums.saved;
@@ -142,6 +144,7 @@ function render() {
   const moment = now();
   renderLink();
   if (!facts.known) return;
+  renderState(moment);
   renderTruth(moment);
   renderNumbers();
   cards.show(byId("chain"), facts, moment, orders);
@@ -186,7 +189,8 @@ function renderNumbers() {
   number("tokens", last ? amount(last.tokens) : "–", `${amount(totals.tokens.total)} since the start`);
   number("own", last?.own ? duration(last.own.half) : "–", "the proxy alone, median");
   byId("lost").classList.toggle("alarm", totals.total_failures > 0);
-  say(byId("uptime"), `up ${coarse(totals.uptime_seconds)}`);
+  const replicas = totals.replicas.length > 1 ? `, one of ${counted(totals.replicas.length, "replica")}` : "";
+  say(byId("uptime"), `up ${coarse(totals.uptime_seconds)}${replicas}`);
 }
 
 function number(id, value, note) {
@@ -204,6 +208,13 @@ function renderLink() {
   say(byId("retry"), link.refusal?.status === 401 ? "Enter the token" : "Try now");
   byId("forget").hidden = !token.get();
   if (stale) say(byId("banner-text"), bannerText());
+}
+
+/** Say that the rest of the page is less than usual, for as long as what replicas share is out of reach. */
+function renderState(moment) {
+  const text = link.live ? alone(facts.state, moment) : "";
+  byId("alone").hidden = !text;
+  say(byId("alone-text"), text);
 }
 
 function bannerText() {

@@ -78,6 +78,14 @@ export function listed(names) {
   return names.length < 2 ? (names[0] ?? "") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
 }
 
+/** Say what this page does not show while the state store is away; nothing while it is there. */
+export function alone(state, now) {
+  if (state?.status !== "away") return "";
+  const when = state.since ? ` since ${since(Date.parse(state.since), now)}` : "";
+  if (state.kind === "sqlite") return `The state file is out of reach${when}: what happens now is not kept over a restart.`;
+  return `The shared state is out of reach${when}: this page shows this replica alone.`;
+}
+
 /** Name whom a breaker is about: the provider, or the one model there that is in trouble. */
 export function subject(provider) {
   const model = provider.breaker.model;
