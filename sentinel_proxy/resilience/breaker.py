@@ -371,6 +371,7 @@ class Breaker:
     def reset(self, now: float, reason: str) -> None:
         """Close it by order of an operator, and forget everything it holds against the upstream."""
         self._orders += 1
+        self._moved_by = None
         self.retire(now, reason)
 
     def retire(self, now: float, reason: str) -> None:

@@ -589,12 +589,14 @@ def test_a_transition_of_ones_own_is_nobody_elses(closed: Watched) -> None:
     assert closed.breaker.moved_by is None
 
 
-def test_an_order_given_here_is_nobody_elses(closed: Watched) -> None:
+def test_an_order_given_here_is_nobody_elses_though_it_moves_nothing(closed: Watched) -> None:
     closed.breaker.adopt(told(State.ISOLATED, orders=1), closed.now)
-
     closed.breaker.isolate(closed.now, closed.now + 60, "longer")
-
     assert (closed.breaker.moved_by, closed.breaker.orders) == (None, 2)
+
+    closed.breaker.adopt(told(State.CLOSED, orders=3, era=3), closed.now)
+    closed.breaker.reset(closed.now, "well already")
+    assert (closed.breaker.moved_by, closed.breaker.orders) == (None, 4)
 
 
 def test_a_longer_rest_told_by_another_is_no_transition_and_leaves_permits_valid(opened: Watched) -> None:
