@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from importlib import import_module
 from types import FrameType
 from typing import Any, cast
 
@@ -266,6 +267,12 @@ class Server(uvicorn.Server):
             "seconds": self._proxy.config.server.drain_seconds,
         }
         self._proxy.bus.emit(Noticed("info", "draining", details))
+
+
+def prepare() -> None:
+    """Import what a server imports when it starts, so that processes which are forked need not."""
+    uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
+    import_module("uvicorn.lifespan.on")
 
 
 def serve(server: Server, listener: socket.socket) -> None:

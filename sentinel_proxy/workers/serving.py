@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 from sentinel_proxy.board import Board
-from sentinel_proxy.config import Loaded
+from sentinel_proxy.clock import SystemClock
+from sentinel_proxy.config import Config, Loaded
 from sentinel_proxy.errors import ConfigError
 from sentinel_proxy.events import Noticed
 from sentinel_proxy.log import AtOnce, Log
 from sentinel_proxy.providers.configured import default_registry
-from sentinel_proxy.server import Port, Server, listen
+from sentinel_proxy.server import Port, Server, listen, prepare
+from sentinel_proxy.stores import store_for
 from sentinel_proxy.workers.parent import Parent
 from sentinel_proxy.workers.process import Again, Process
 from sentinel_proxy.workers.worker import Worker
@@ -27,7 +29,7 @@ def serve(loaded: Loaded, again: Again) -> int:
     """
     server = loaded.config.server
     if server.workers > 1:
-        default_registry(loaded.config)  # what is refused is refused once, and before anything runs
+        _prepare(loaded.config)
         port = Port(server.host, server.port)
         return Parent(server.workers, port, Several(loaded, again, port.address)).run()
     listener = listen(server.host, server.port)
@@ -39,6 +41,13 @@ def serve(loaded: Loaded, again: Again) -> int:
 
     process.run(listener, started)
     return 0
+
+
+def _prepare(config: Config) -> None:
+    """Have what is refused refused once, before anything runs; import once what each worker needs."""
+    default_registry(config)
+    store_for(config.state, SystemClock())
+    prepare()
 
 
 class Several:
