@@ -110,9 +110,9 @@ class EmbeddedStore:
         self._raise_unless_open()
         now = self._clock.monotonic()
         self._leases = {lease: end for lease, end in self._leases.items() if end > now}
-        others = sorted(end for lease, end in self._leases.items() if lease[0] == name and lease[1] != owner)
-        if len(others) >= places and (name, owner) not in self._leases:
-            return others[-places] - now
+        ends = sorted(end for (held, _), end in self._leases.items() if held == name)
+        if len(ends) >= places and (name, owner) not in self._leases:
+            return ends[-places] - now
         self._leases[name, owner] = now + seconds
         return 0.0
 

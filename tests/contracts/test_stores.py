@@ -304,6 +304,17 @@ async def test_what_nobody_has_told_for_long_is_forgotten(store: Store, backing:
     assert list(await store.breakers()) == []
 
 
+async def test_what_stands_against_another_is_kept_as_long_as_it_would_have_been(
+    store: Store, backing: Backing
+) -> None:
+    await store.merge_breaker(ISOLATED)
+    await store.merge_breaker(replace(CLOSED, era=9))
+
+    backing.clock.advance(kept_seconds(CLOSED) + 1.0)
+
+    assert [(record.state, record.era) for record in await store.breakers()] == [("isolated", 10)]
+
+
 async def test_what_is_forgotten_begins_anew(store: Store, backing: Backing) -> None:
     await store.merge_breaker(replace(OPEN, era=7))
     backing.clock.advance(kept_seconds(OPEN) + 1.0)
@@ -382,6 +393,14 @@ async def test_with_fewer_places_than_before_the_wait_is_for_all_who_are_too_man
     await store.take_lease("trial openai", "B", 6.0, places=2)
 
     assert await store.take_lease("trial openai", "C", 6.0, places=1) == pytest.approx(6.0, abs=0.002)
+
+
+async def test_who_has_a_lease_may_renew_it_where_there_are_fewer_places_than_before(store: Store) -> None:
+    await store.take_lease("trial openai", "A", 6.0, places=2)
+    await store.take_lease("trial openai", "B", 6.0, places=2)
+
+    assert await store.take_lease("trial openai", "A", 6.0, places=1) == 0.0
+    assert await store.take_lease("trial openai", "B", 6.0, places=1) == 0.0
 
 
 async def test_a_lease_that_is_given_back_is_free(store: Store) -> None:

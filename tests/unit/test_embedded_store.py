@@ -61,9 +61,9 @@ def no_database(path: Path) -> None:
 
 
 def rotten(path: Path) -> None:
-    """Spoil all of the file but its beginning."""
+    """Spoil one page of the file, which nobody reads for the time being: that of the breakers."""
     sound = path.read_bytes()
-    path.write_bytes(sound[:8192] + b"\xff" * (len(sound) - 8192))
+    path.write_bytes(sound[:4096] + b"\xff" * 4096 + sound[8192:])
 
 
 def written(path: Path, *statements: str) -> None:
@@ -96,6 +96,16 @@ async def test_a_closed_store_leaves_one_file_behind(path: Path) -> None:
         await store.append([frame(1)])
 
     assert [each.name for each in path.parent.iterdir()] == ["state.db"]
+
+
+async def test_a_closed_store_leaves_no_thread_behind(path: Path) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("state")]
+
+    async with opened(store_at(path)):
+        assert threads()
+
+    await eventually(lambda: not threads())
 
 
 async def test_an_empty_file_is_taken_for_a_new_one(path: Path) -> None:
@@ -409,8 +419,9 @@ async def test_a_second_reader_takes_the_place_of_the_first(store: EmbeddedStore
     first = store.news()
     second = store.news()
 
-    assert [each async for each in first] == [Resumed()]
-    assert await anext(second) == Resumed()
+    async with asyncio.timeout(5.0):
+        assert [each async for each in first] == [Resumed()]
+        assert await anext(second) == Resumed()
 
 
 async def test_a_store_in_a_file_says_which(store: EmbeddedStore, path: Path) -> None:
