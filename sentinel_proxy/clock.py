@@ -38,6 +38,11 @@ class SystemClock:
     sleep = staticmethod(asyncio.sleep)
 
 
+def utc_now() -> datetime:
+    """Return the moment, in UTC, for those who write it down at once; who decides by time has a `Clock`."""
+    return datetime.now(UTC)
+
+
 def utc_text(unix_seconds: float) -> str:
     """Write a moment as RFC 3339 has it, in UTC and to the millisecond: `2026-03-01T10:00:00.250Z`."""
     text = datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds")

@@ -10,7 +10,7 @@ import asyncio
 import atexit
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from select import PIPE_BUF, select
 from typing import Any, BinaryIO, Final, Protocol, cast
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Final, Protocol, cast
 import orjson
 import structlog
 
+from sentinel_proxy.clock import utc_now
 from sentinel_proxy.config import LogConfig
 from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinished, CallHedged, Noticed
 from sentinel_proxy.model import Call, Outcome
@@ -176,14 +177,8 @@ class Log:
         shared = worker is not None
         self.sink = sink or Sink(stream if stream is not None else _stdout(), shared=shared)
         self._least = LEVELS[config.level]
-        render = _console() if config.format == "console" else _json
-        self._logger = structlog.wrap_logger(
-            None,
-            processors=[structlog.processors.TimeStamper(fmt="iso", utc=True), render],
-            wrapper_class=_writer(self.sink),
-            cache_logger_on_first_use=True,
-            worker=worker,
-        )
+        self._render = _console() if config.format == "console" else _json
+        self._always = {} if worker is None else {"worker": worker}
 
     def listen(self, bus: Bus) -> None:
         """Subscribe to everything worth a line."""
@@ -194,28 +189,39 @@ class Log:
         bus.subscribe(Noticed, self._noticed)
 
     def line(self, level: str, event: str, **fields: Any) -> None:
-        """Write one line, unless its level is below the configured one."""
+        """Write one line, unless its level is below the configured one; a field of None is left out."""
         if LEVELS[level] >= self._least:
-            self._logger.write(level, event, fields)
+            self._write({"timestamp": utc_now(), "level": level, "event": event, **self._always, **fields})
+
+    def _write(self, fields: Mapping[str, Any]) -> None:
+        self.sink.write(self._render({key: value for key, value in fields.items() if value is not None}))
 
     def _call_finished(self, event: CallFinished) -> None:
-        call = event.call
-        self.line(
-            _CALL_LEVELS.get(event.outcome, "info"),
-            "call",
-            trace_id=event.trace_id,
-            endpoint=event.endpoint.value,
-            **(_of_call(call) if call is not None else {}),
-            provider=event.provider,
-            model=event.model,
-            status=event.status,
-            outcome=event.outcome.value,
-            error=event.error_code,
-            seconds=round(event.seconds, 4),
-            overhead_seconds=round(event.overhead_seconds, 6),
-            first_token_seconds=_rounded(event.first_token_seconds),
-            prompt_tokens=event.usage.prompt_tokens if event.usage is not None else None,
-            completion_tokens=event.usage.completion_tokens if event.usage is not None else None,
+        """Write the line of a call: the one that is written all the time, so no field moves twice."""
+        level = _CALL_LEVELS.get(event.outcome, "info")
+        if LEVELS[level] < self._least:
+            return
+        call, usage = event.call, event.usage
+        self._write(
+            {
+                "timestamp": utc_now(),
+                "level": level,
+                "event": "call",
+                **self._always,
+                "trace_id": event.trace_id,
+                "endpoint": event.endpoint,
+                **(_of_call(call) if call is not None else {}),
+                "provider": event.provider,
+                "model": event.model,
+                "status": event.status,
+                "outcome": event.outcome,
+                "error": event.error_code,
+                "seconds": round(event.seconds, 4),
+                "overhead_seconds": round(event.overhead_seconds, 6),
+                "first_token_seconds": _rounded(event.first_token_seconds),
+                "prompt_tokens": usage.prompt_tokens if usage is not None else None,
+                "completion_tokens": usage.completion_tokens if usage is not None else None,
+            }
         )
 
     def _attempt_failed(self, event: AttemptFailed) -> None:
@@ -274,29 +280,15 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 4)
 
 
-def _json(_: Any, level: str, fields: MutableMapping[str, Any]) -> bytes:
-    ordered = {"timestamp": fields.pop("timestamp"), "level": level, "event": fields.pop("event"), **fields}
-    return orjson.dumps({key: value for key, value in ordered.items() if value is not None}, default=str)
+def _json(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps(fields, default=str, option=orjson.OPT_UTC_Z)
 
 
-def _console() -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
+def _console() -> Callable[[dict[str, Any]], bytes]:
     renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
 
-    def render(logger: Any, level: str, fields: MutableMapping[str, Any]) -> bytes:
-        present = {key: value for key, value in fields.items() if value is not None}
-        return str(renderer(logger, level, {**present, "level": level})).encode()
+    def render(fields: dict[str, Any]) -> bytes:
+        fields["timestamp"] = fields["timestamp"].isoformat().replace("+00:00", "Z")
+        return str(renderer(None, fields["level"], fields)).encode()
 
     return render
-
-
-def _writer(sink: Writes) -> type[structlog.BoundLoggerBase]:
-    class Writer(structlog.BoundLoggerBase):
-        """Runs structlog's processors and gives the finished line to the sink."""
-
-        def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-            line: Any = {**self._context, **fields, "event": event}
-            for processor in self._processors:
-                line = processor(self._logger, level, line)
-            sink.write(line)
-
-    return Writer

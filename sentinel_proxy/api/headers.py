@@ -111,4 +111,6 @@ def trail_text(call: Call) -> str:
 
 def _header_safe(text: str) -> bytes:
     """Model names come from upstreams: keep only what a header value may hold (RFC 9110 §5.5)."""
-    return "".join(char for char in text if char.isprintable()).encode("ascii", "replace")[:200] or NOBODY
+    if not text.isprintable():
+        text = "".join(char for char in text if char.isprintable())
+    return text.encode("ascii", "replace")[:200] or NOBODY
