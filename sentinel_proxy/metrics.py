@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import accumulate
+from operator import add
 from typing import Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -149,7 +150,10 @@ PROBE_DURATION: Final = Series(
     _PROBE_SECONDS,
 )
 INCIDENTS: Final = Series(
-    "sentinel_incidents_total", "counter", ("type", "provider"), "Incidents that were opened."
+    "sentinel_incidents_total",
+    "counter",
+    ("type", "provider"),
+    "Incidents that were opened; one that several replicas see, once.",
 )
 OUTAGE_DURATION: Final = Series(
     "sentinel_outage_duration_seconds",
@@ -549,28 +553,28 @@ class _Everybody(Collector):
             yield _family(series, folded[series.name])
 
 
-def _folded(numbers: Numbers) -> dict[str, dict[tuple[str, ...], list[float]]]:
+def _folded(numbers: Numbers) -> dict[str, dict[tuple[str, ...], Sequence[float]]]:
     """Return the numbers of each series by their labels: sums, but for `FOLDS`, and no gauges of the dead."""
-    folded: dict[str, dict[tuple[str, ...], list[float]]] = {series.name: {} for series in SERIES}
+    by_key: dict[str, Sequence[float]] = {}
     for said in numbers.everyone():
         for key, values in said.numbers.items():
-            if math.isnan(values[0]) or (_kind(key) == "gauge" and not said.alive):
+            if values[0] != values[0] or (not said.alive and _kind(key) == "gauge"):  # NaN: there is none
                 continue
-            name, *labels = key.split(_BETWEEN)
-            fold = FOLDS.get(name, _sum)
-            before = folded[name].get(tuple(labels))
-            folded[name][tuple(labels)] = (
-                list(values) if before is None else [fold(*pair) for pair in zip(before, values, strict=True)]
-            )
+            before = by_key.get(key)
+            by_key[key] = values if before is None else list(map(_fold(key), before, values))
+    folded: dict[str, dict[tuple[str, ...], Sequence[float]]] = {series.name: {} for series in SERIES}
+    for key, values in by_key.items():
+        name, *labels = key.split(_BETWEEN)
+        folded[name][tuple(labels)] = values
     return folded
+
+
+def _fold(key: str) -> Callable[[float, float], float]:
+    return FOLDS.get(key.partition(_BETWEEN)[0], add)
 
 
 def _kind(key: str) -> str:
     return _KINDS[key.partition(_BETWEEN)[0]]
-
-
-def _sum(left: float, right: float) -> float:
-    return left + right
 
 
 def _family(series: Series, numbers: Mapping[tuple[str, ...], Sequence[float]]) -> Metric:
