@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 ROOM_BYTES: Final = 4 << 20
 """Some 30 000 series. Memory that nobody has written to costs nothing."""
@@ -23,13 +23,8 @@ _WORD: Final = 8
 _USED, _ALIVE, _FIRST = 0, 1, 2  # words: how many are in use, whether its process lives, the first record
 _NOTHING: Final = memoryview(b"")
 
-
-class Cells(Protocol):
-    """Where numbers stand: private memory, or a room."""
-
-    def __getitem__(self, index: int, /) -> float: ...
-
-    def __setitem__(self, index: int, value: float, /) -> None: ...
+Cells: TypeAlias = "memoryview[float] | array[float]"
+"""Where numbers stand: in a room, or in private memory."""
 
 
 class Board:
@@ -136,7 +131,7 @@ def _records(room: memoryview) -> Iterator[tuple[str, int, int]]:
 
 
 def _read(cells: Cells, at: int, size: int) -> list[float]:
-    return [cells[cell] for cell in range(at, at + size)]
+    return list(cells[at : at + size])
 
 
 def _words_for(length: int) -> int:

@@ -558,7 +558,7 @@ def _folded(numbers: Numbers) -> dict[str, dict[tuple[str, ...], Sequence[float]
     by_key: dict[str, Sequence[float]] = {}
     for said in numbers.everyone():
         for key, values in said.numbers.items():
-            if values[0] != values[0] or (not said.alive and _kind(key) == "gauge"):  # NaN: there is none
+            if math.isnan(values[0]) or (not said.alive and _kind(key) == "gauge"):
                 continue
             before = by_key.get(key)
             by_key[key] = values if before is None else list(map(_fold(key), before, values))
