@@ -201,8 +201,10 @@ class Ledger:
                 yield from self._end(outage, now)
         if not self._is_away(event.provider):
             yield from self._resolve((IncidentType.FAILOVER_TRIGGERED, event.provider, None), now)
-        is_proof = event.reason == TRIAL_SUCCEEDED and event.moved_by is None
-        if outage is not None and outage.ended is not None and is_proof:
+        if event.reason != TRIAL_SUCCEEDED:
+            return
+        yield from self._disproved(event.provider, now)
+        if outage is not None and outage.ended is not None and event.moved_by is None:
             model = outage.details.get("model")
             recovered: Key = (IncidentType.PROVIDER_RECOVERED, event.provider, model)
             details = {
@@ -295,8 +297,7 @@ class Ledger:
             details = {"calls": 0, "error_code": event.error_code}
             yield from self._burst(key, now, details, _adding("calls"))
         elif event.outcome in _GOOD and answered_by in self._disprovable:
-            for type in _DISPROVED_BY_AN_ANSWER:
-                yield from self._resolve((type, answered_by, None), now)
+            yield from self._disproved(answered_by, now)
 
     def _round_is_over(self, _: HealthChecked, now: Instant) -> Iterator[IncidentChanged]:
         for key, record in list(self._going.items()):
@@ -310,6 +311,11 @@ class Ledger:
                 yield self._updated(record, record.seen)
 
     # What the rules are made of.
+
+    def _disproved(self, provider: str, now: Instant) -> Iterator[IncidentChanged]:
+        """End what a good answer of *provider* disproves, whichever replica was given it."""
+        for type in _DISPROVED_BY_AN_ANSWER:
+            yield from self._resolve((type, provider, None), now)
 
     def _limited(self, provider: str, now: Instant) -> Iterator[IncidentChanged]:
         key: Key = (IncidentType.RATE_LIMITED_UPSTREAM, provider, None)

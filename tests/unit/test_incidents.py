@@ -576,6 +576,17 @@ class TestAccounts:
 
         assert room.changes() == [("opened", type.value), ("resolved", type.value)]
 
+    def test_an_answer_that_another_replica_was_given_ends_it_too(self, room: Room) -> None:
+        """Its trial closed the breaker, which is one for all."""
+        room.hears(failed(FailureKind.CREDENTIAL), breaker("open", reason="credential (401)"))
+        closed = BreakerChanged("openai", None, "half_open", "closed", TRIAL_SUCCEEDED, 0.0, "R1")
+
+        room.hears(closed)
+
+        assert room.one(IncidentType.CREDENTIAL_REFUSED).resolved_at is not None
+        assert room.incidents.ongoing() == []
+        assert room.incidents.find(type=IncidentType.PROVIDER_RECOVERED) == ([], 0)
+
     def test_one_that_a_call_found_is_not_for_a_probe_to_end(self, room: Room) -> None:
         room.hears(failed(FailureKind.CREDENTIAL), probed(Verdict.PASSED))
 
