@@ -220,7 +220,7 @@ class Proxy:
             self.bus.emit,
             uniform,
             leads=self._leads,
-            tell=self._tell_of_probe,
+            tell=None if self.replica is None else self._tell_of_probe,
         )
         monitor.listen(self.bus)
         return monitor
