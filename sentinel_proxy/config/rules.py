@@ -1,5 +1,5 @@
 """
-What no single value can tell: rules between values, and what this version refuses.
+What no single value can tell: rules between values.
 
 The rules read the draft, not the finished `Config`, so that they speak up beside mistakes of
 single values; a value of the wrong type is left to its own mistake.
@@ -38,8 +38,8 @@ def raise_ceilings(draft: Draft) -> None:
 
 
 def findings(draft: Draft) -> Iterator[ConfigError]:
-    """Yield every mistake between values of *draft*, and every wish that this version cannot grant."""
-    for rule in (_ceilings, _distinct, _kinds, _workers, _not_built):
+    """Yield every mistake between values of *draft*."""
+    for rule in (_ceilings, _distinct, _kinds, _workers):
         for path, problem in rule(draft):
             yield draft.mistake(path, problem)
 
@@ -71,19 +71,12 @@ def _kinds(draft: Draft) -> Iterator[Finding]:
 
 def _workers(draft: Draft) -> Iterator[Finding]:
     workers, url = _number(draft.get(("server", "workers"))), _effective(draft, ("state", "url"))
-    if workers is not None and workers > 1 and not str(url).startswith(("redis://", "rediss://")):
+    if workers is not None and workers > 1 and str(url).startswith("sqlite://"):
         problem = (
             "must be 1 where state.url is not a Redis: several workers would each know another truth"
             ' about the providers; set state.url (or REDIS_URL) to one such as "redis://localhost:6379/0"'
         )
         yield ("server", "workers"), problem
-
-
-def _not_built(draft: Draft) -> Iterator[Finding]:
-    """Refuse what the contract promises and this version lacks; each line goes when its feature comes."""
-    url = draft.get(("state", "url"))
-    if isinstance(url, str) and url.startswith(("sqlite:///", "redis://", "rediss://")):
-        yield ("state", "url"), 'must be "sqlite://": this version keeps its state in memory, in one process'
 
 
 def _column(draft: Draft, table: str, key: str) -> Iterator[tuple[int, str]]:
