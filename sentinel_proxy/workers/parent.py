@@ -34,7 +34,7 @@ YOUNG_SECONDS: Final = 10.0
 MAX_PAUSE_SECONDS: Final = 30.0
 
 TRIES: Final = 2
-"""Starts of each worker, before none ever served, after which there is no hope."""
+"""Starts, for each worker, after which there is no hope if none ever served."""
 
 EXIT_HOPELESS: Final = 1
 
