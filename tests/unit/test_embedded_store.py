@@ -400,6 +400,17 @@ async def test_a_change_that_fails_is_no_news(store: EmbeddedStore, monkeypatch:
 # Readers.
 
 
+async def test_readers_are_woken_by_their_own_thread(store: EmbeddedStore) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)  # has the loop refuse whoever comes from another thread
+    try:
+        async with listening(store) as heard:
+            await store.append([frame(1)])
+            await eventually(lambda: heard)
+    finally:
+        loop.set_debug(False)
+
+
 async def test_a_reader_that_is_much_too_slow_is_told_to_read_it_all_again(store: EmbeddedStore) -> None:
     news = store.news()
     assert await anext(news) == Resumed()
