@@ -56,6 +56,7 @@ class Caller:
 
     __slots__ = (
         "_alarm",
+        "_body_due",
         "_clock",
         "_heartbeat_seconds",
         "_held_headers",
@@ -83,6 +84,7 @@ class Caller:
         self._wheel = wheel
         self._clock = clock
         self._alarm: Alarm | None = None
+        self._body_due = 0.0  # while the body is being read
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -109,7 +111,10 @@ class Caller:
         declared = header(scope["headers"], b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-        self._alarm = self._wheel.set(self._clock.monotonic() + BODY_SECONDS, self._body_is_late)
+        now = self._clock.monotonic()
+        self._body_due = now + BODY_SECONDS
+        # Nearly always the body is here already; then the same alarm serves for `watch`.
+        self._alarm = self._wheel.set(now + WATCH_AFTER_SECONDS, self._look)
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise HungUp
@@ -175,13 +180,18 @@ class Caller:
         self._hold_at = now + hold_seconds if hold_seconds else 0.0
         self._heartbeat_seconds = heartbeat_seconds
         self._held_headers = held_headers
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = self._wheel.set(now + WATCH_AFTER_SECONDS, self._look)
+        self._body_due = 0.0
+        if self._alarm is None:
+            self._alarm = self._wheel.set(now + WATCH_AFTER_SECONDS, self._look)
+        else:
+            self._alarm.move(now + WATCH_AFTER_SECONDS)
 
     def _look(self) -> None:
         """See whether anything is due, and when to look again."""
         now = self._clock.monotonic()
+        if self._body_due:
+            self._look_at_body(now)
+            return
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._wait_for_hang_up(), name="hang-up watch")
         if self._sending_since is not None and now - self._sending_since >= WRITE_SECONDS:
@@ -202,6 +212,12 @@ class Caller:
                 beat = now + self._heartbeat_seconds
             due = min(due, max(beat, now + WATCH_AFTER_SECONDS))
         self._alarm = self._wheel.set(due, self._look)
+
+    def _look_at_body(self, now: float) -> None:
+        if now >= self._body_due:
+            self._body_is_late()
+        else:
+            self._alarm = self._wheel.set(self._body_due, self._look)
 
     @property
     def _warming(self) -> bool:

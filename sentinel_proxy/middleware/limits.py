@@ -5,6 +5,7 @@ Both happen before the body is read, and both answer in OpenAI's envelope with a
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -116,6 +117,7 @@ class RateLimitMiddleware:
         await send_error(send, refusal)
 
 
+@lru_cache(maxsize=4096)
 def client_key(address: str) -> str:
     """Return what a caller without a key is counted by: its address, of IPv6 the /64 that it has."""
     parsed = parsed_address(address)

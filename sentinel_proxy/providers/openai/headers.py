@@ -5,6 +5,7 @@ Everything does, so that features we never heard of work, except what belongs to
 connection, what names the caller to its own peers, and what is a secret between others.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from sentinel_proxy.model import Header, Headers
@@ -39,6 +40,7 @@ _KEPT_BACK: Final = frozenset(
     )
 )
 _KEPT_BACK_PREFIXES: Final = (b"x-forwarded-", b"x-sentinel-", b"proxy-", b"sec-")
+_LONGEST_NAME: Final = 64  # bytes; what is longer is none of the above, whatever follows
 _OF_THE_ACCOUNT: Final = frozenset((b"openai-organization", b"openai-project"))
 _ORDINARY_CONNECTION: Final = (b"keep-alive", b"close")
 
@@ -55,7 +57,7 @@ def forwarded(headers: Headers, *, with_account: bool, traceparent: bytes | None
     kept: list[Header] = [(b"accept-encoding", b"identity")]
     for pair in headers:
         name = pair[0]
-        if name in _KEPT_BACK or name.startswith(_KEPT_BACK_PREFIXES):
+        if _is_kept_back(name[:_LONGEST_NAME]):
             if name == b"connection" and pair[1].lower() not in _ORDINARY_CONNECTION:
                 return forwarded(_without_listed(headers), with_account=with_account, traceparent=traceparent)
         elif (name != b"traceparent" or traceparent is None) and (
@@ -65,6 +67,12 @@ def forwarded(headers: Headers, *, with_account: bool, traceparent: bytes | None
     if traceparent is not None:
         kept.append((b"traceparent", traceparent))
     return kept
+
+
+@lru_cache(maxsize=1024)
+def _is_kept_back(name: bytes) -> bool:
+    """Whether a header stays here; remembered, for callers send the same names again and again."""
+    return name in _KEPT_BACK or name.startswith(_KEPT_BACK_PREFIXES)
 
 
 def _without_listed(headers: Headers) -> list[Header]:
