@@ -8,7 +8,7 @@ it twice. While the store is away each reports what it sees itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -49,6 +49,7 @@ class SharedIncidents:
 
     Args:
         alive: Returns the replicas that are there; without this one as long as that is not known.
+        look: Brings *alive* up to date.
         leads: Whether it falls to this one to end what replicas have left behind that are gone.
         capacity: How many are remembered; the oldest that are over go first.
         emit: Told every change that our news made; must not raise or block.
@@ -58,6 +59,7 @@ class SharedIncidents:
         self,
         link: Link,
         alive: Callable[[], frozenset[str]],
+        look: Callable[[], Awaitable[None]],
         leads: Callable[[], bool],
         capacity: int,
         clock: Clock,
@@ -65,6 +67,7 @@ class SharedIncidents:
     ) -> None:
         self._link = link
         self._alive = alive
+        self._look = look
         self._leads = leads
         self._capacity = capacity
         self._clock = clock
@@ -209,6 +212,8 @@ class SharedIncidents:
                 del self._owed[id]
                 ours = self._contribution(id)
                 try:
+                    if id not in self._told:
+                        await self._look()  # who has only just come may have been the first to report it
                     shared = await self._contribute(ours)
                 except BaseException:
                     self._owed = {id: None} | self._owed

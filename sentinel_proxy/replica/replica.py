@@ -64,7 +64,13 @@ class Replica:
         self.breakers = SharedBreakers(link, breakers, clock)
         link.on_return(self.breakers.synchronise)
         self.incidents = SharedIncidents(
-            link, lambda: self.presence.alive, lambda: self.leader.leads, config.incidents, clock, emit
+            link,
+            lambda: self.presence.alive,
+            self.presence.beat,
+            lambda: self.leader.leads,
+            config.incidents,
+            clock,
+            emit,
         )
         self.journal = Journal(link, feed, config.events, clock, emit)
         self.notes = Notes(link)
