@@ -46,7 +46,10 @@ START_SECONDS: Final = 0.3
 """How long the start waits for the store, so that what it remembers is known before the first call."""
 
 SLACK_SECONDS: Final = 0.01
-"""An asker who is woken later than this was kept waiting by this process, not by the store."""
+"""An asker who is woken later than this was kept waiting by this process too: the command's end will tell."""
+
+BUSY_SECONDS: Final = 0.1
+"""What a busy process may add to an answer. A store that takes longer is slow in any case."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class _Account:
     """One command, until it is known whether it was good."""
 
     operation: Operation
+    within_seconds: float
     begun: float  # of the event loop's clock
     settled: bool = False  # it has counted already
 
@@ -63,8 +67,9 @@ class Link:
     The one way to a store.
 
     The store is up once it was opened, and until three answers, one after the other, failed or
-    came too late for who had asked. It is up again when it answers a ping as soon as the least patient of
-    those had wanted, or a slow store would come back to slow every fifth second.
+    came too late for who had asked. It is up again when it answers a ping about as
+    soon as the least patient of those had wanted, or a slow store would come back every fifth
+    second to be slow.
 
     Args:
         state: Told whether the store is up, and of every command that failed.
@@ -128,7 +133,7 @@ class Link:
         if not self.up:
             raise StoreAway(f"{self.store.kind} is away")
         now = asyncio.get_running_loop().time
-        account = _Account(operation, now())
+        account = _Account(operation, within_seconds, now())
         command = asyncio.create_task(_answer(question, self.store), name=f"{operation} state")
         self._commands.add(command)
         command.add_done_callback(partial(self._ended, account, now))
@@ -140,11 +145,10 @@ class Link:
             raise StoreAway(f"{self.store.kind} was closed")
         if command.done():
             return command.result()
-        late = StoreAway(f"no answer within {within_seconds * 1000:g} ms")
         if now() - account.begun <= within_seconds + SLACK_SECONDS:
             account.settled = True
-            self._failed(account, late, within_seconds)
-        raise late
+            self._failed(account, _late(within_seconds), within_seconds)
+        raise _late(within_seconds)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -173,9 +177,12 @@ class Link:
         error = command.exception()
         if account.settled:
             return
+        seconds, within_seconds = now() - account.begun, account.within_seconds
         if error is not None:
             self._failed(account, error, ANSWER_SECONDS)
-        elif now() - account.begun <= self._patience:
+        elif seconds > within_seconds + BUSY_SECONDS:
+            self._failed(account, _late(within_seconds), within_seconds)
+        elif seconds <= self._patience:
             self._failures, self._patience = 0, ANSWER_SECONDS
 
     def _failed(self, account: _Account, error: BaseException, patience: float) -> None:
@@ -205,12 +212,12 @@ class Link:
 
     async def _reach(self) -> None:
         """Return if the store is there, soon enough; raises `StoreAway` if not."""
-        seconds = self._patience if self._opened else OPEN_SECONDS
+        seconds = self._patience + BUSY_SECONDS if self._opened else OPEN_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 await _answer(_ping if self._opened else _open, self.store)
         except TimeoutError:
-            raise StoreAway(f"no answer within {seconds * 1000:g} ms") from None
+            raise _late(seconds) from None
         self._opened = True
 
     def _gone(self, error: BaseException) -> None:
@@ -259,6 +266,10 @@ async def end(task: asyncio.Task[None]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait((task,), timeout=CANCELLED_SECONDS)
+
+
+def _late(seconds: float) -> StoreAway:
+    return StoreAway(f"no answer within {seconds * 1000:g} ms")
 
 
 async def _answer(question: Callable[[Store], Awaitable[T]], store: Store) -> T:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -201,6 +201,20 @@ class TestAsking:
             assert parts.state.errors["read"] == 0
             never.set()
 
+    async def test_but_what_took_too_long_in_any_case_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An asker who was let go while this process was busy: the end of the command tells."""
+        monkeypatch.setattr(module, "SLACK_SECONDS", SLACK_SECONDS)
+        monkeypatch.setattr(module, "BUSY_SECONDS", 0.02)
+        answer = asyncio.Event()
+        async with linked() as parts:
+            asyncio.get_running_loop().call_soon(time.sleep, 0.05)
+            with pytest.raises(StoreAway):
+                await parts.link.ask("read", unanswered(answer), 0.01)
+            answer.set()
+            await eventually(lambda: parts.state.errors["read"])
+
+            assert parts.state.errors["read"] == 1
+
 
 class TestGoing:
     async def test_three_failures_in_a_row_and_nobody_asks_any_more(self) -> None:
@@ -271,7 +285,7 @@ class TestSlow:
         store = FarStore()
         silence = asyncio.Event()
         async with linked(store) as parts:
-            store.seconds = 0.1
+            store.seconds = 0.2
             await parts.fails(FAILURES, unanswered(silence), within_seconds=0.02)
             await eventually(lambda: store.pings >= 2)
             away = not parts.link.up
@@ -417,6 +431,25 @@ class TestStartAndEnd:
 
         with pytest.raises(StoreAway, match="was closed"):
             await asking
+
+    async def test_a_client_that_swallows_a_cancellation_does_not_keep_the_link_from_ending(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before Python 3.12 `asyncio.wait_for` does, where the wait ends as the cancellation comes."""
+        monkeypatch.setattr(module, "CANCELLED_SECONDS", 0.01)
+        store = FarStore()
+
+        async def ping() -> None:
+            store.pings += 1
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+        async with linked(store) as parts:
+            monkeypatch.setattr(store, "ping", ping)
+            await parts.fails(FAILURES)
+            await eventually(lambda: store.pings)
+
+        assert store.closed == 1
 
 
 async def test_the_link_says_how_it_is_and_no_more() -> None:
