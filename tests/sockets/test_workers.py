@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis_support import RedisServer
 from test_commands import Serving, assert_one_line, free_port, run, serving
 
-from sentinel_proxy.testing import FaultyUpstream, openai_completion, openai_stream
+from sentinel_proxy.testing import FaultyUpstream, openai_completion, openai_error, openai_stream
 
 pytestmark = [
     pytest.mark.anyio,
@@ -247,6 +247,22 @@ async def test_what_a_killed_worker_counted_is_still_told(workers: Workers, prim
         await alone(url)
 
     assert {await counted(url) for _ in range(10)} == {33}
+
+
+async def test_what_one_of_them_learns_all_know(workers: Workers, primary: FaultyUpstream) -> None:
+    primary.always(openai_error(401, "invalid_api_key"))
+    url = await workers.all_ready()
+    await alone(url)
+
+    told = set[int]()
+    while len(told) < WORKERS:
+        line = await workers.until(lambda line: line["event"] == "breaker changed")
+        if (line["provider"], line["after"]) == ("openai", "open"):
+            told.add(line["worker"])
+    for _ in range(20):
+        assert "openai:open" in (await alone(url)).headers["x-sentinel-trail"]
+
+    assert len(primary.requests) == 1
 
 
 class TestReload:
