@@ -1,10 +1,13 @@
 """One incident for all replicas that see it: told once, known everywhere, with the store and without."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from fake_store import FakeState
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from replica_support import Linked, StillClock, rounds
 
 from sentinel_proxy.events import (
@@ -41,10 +44,13 @@ class Replica(Linked):
         self.bus = Bus()
         self.reported: list[IncidentChanged] = []
         self.shared = SharedIncidents(
-            self.link, lambda: frozenset(alive), lambda: self.leads, capacity, clock, self._report
+            self.link, lambda: frozenset(alive), self._look, lambda: self.leads, capacity, clock, self._report
         )
         self.incidents = Incidents(capacity, clock, self.shared.take)
         self.incidents.listen(self.bus)
+
+    async def _look(self) -> None:
+        """Whom a test names as alive is known at once."""
 
     def _report(self, event: object) -> None:
         assert isinstance(event, IncidentChanged)
@@ -388,3 +394,70 @@ async def test_many_readers_are_one_question() -> None:
             await one.shared.refresh()
 
         assert one.store.state.asked == ["incidents"]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["open", "closed", "call", "call", "failover", "round", "pass", "cut", "join", "busy"]
+        ),
+        st.integers(0, 1),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps=STEPS)
+def test_whatever_happens_all_list_the_same_and_nothing_counts_twice(steps: list[tuple[str, int]]) -> None:
+    """Breakers move at one and are followed by the other; the store comes, goes, and fails now and then."""
+
+    async def play() -> None:
+        async with replicas() as pair:
+            for step, which in steps:
+                replica, other = pair[which], pair[1 - which]
+                match step:
+                    case "open" | "closed":
+                        await replica.hears(moved(step))
+                        await other.hears(moved(step, by=replica.name))
+                    case "call":
+                        await replica.hears(rescued())
+                    case "failover":
+                        await replica.hears(failed_over())
+                    case "round":
+                        await replica.hears(ROUND)
+                    case "pass":
+                        replica.clock.advance(QUIET_SECONDS)
+                    case "cut" if replica.link.up:
+                        await replica.cut_off()
+                    case "join" if not replica.link.up:
+                        await replica.join()
+                    case "busy" if replica.link.up:
+                        replica.store.away = True
+                        await replica.hears(failed_over())
+                        replica.store.away = False
+            for replica in pair:
+                await replica.hears(ROUND)
+                if not replica.link.up:
+                    await replica.join()
+                await replica.shared.tick()
+            lists = [await replica.list() for replica in pair]
+
+            assert lists[0] == lists[1]
+            for type, number in ((OUTAGE, "affected_calls"), (IncidentType.FAILOVER_TRIGGERED, "calls")):
+                counted = [each.details[number] for each in lists[0] if each.type is type]
+                seen = [
+                    each.details[number] for replica in pair for each in replica.incidents.find(type=type)[0]
+                ]
+                assert sum(counted) == sum(seen)
+            lasting = {each.type for each in lists[0] if each.resolved_at is None}
+            assert lasting == {each.type for replica in pair for each in replica.incidents.ongoing()}
+            opened = [
+                event.incident.id
+                for replica in pair
+                for event in replica.reported
+                if event.change == "opened"
+            ]
+            assert len(opened) == len(set(opened))
+
+    asyncio.run(play())
