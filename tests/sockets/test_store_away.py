@@ -283,7 +283,7 @@ async def test_no_call_through_a_proxy_fails_while_its_store_does(
     assert max(traffic.waited(answer) for answer in traffic.answers) - calm <= COMMAND_SECONDS
 
 
-async def test_a_store_that_forgets_everything_is_no_outage(network: Network) -> None:
+async def test_j05_a_store_that_forgets_everything_is_no_outage(network: Network) -> None:
     async with counting(network.wire.url) as replica, replica.traffic.flowing():
         await replica.traffic.calls_more()
         await network.server.command("FLUSHALL")
