@@ -89,7 +89,10 @@ def _state_url(text: str) -> str:
             f" (or begin with {', '.join(REDIS_SCHEMES[1:])})"
         )
     elif path and not (path.startswith("/") and path.strip("/")):
-        raise ValueError('must be "sqlite://" (in memory) or "sqlite:///" and the path of a file')
+        raise ValueError(
+            'must be "sqlite://" (in memory) or name a file by its absolute path:'
+            ' "sqlite:///var/lib/sentinel/state.db"'
+        )
     return text
 
 

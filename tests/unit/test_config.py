@@ -662,8 +662,13 @@ class TestShowing:
             ("redis://redis/0?password=p@ss&db=1", "redis://redis/0?password=****"),
             ("redis://me:p@redis/0?password=p%40ss", "redis://****@redis/0?password=****"),
             ("redis://redis:6379/0", "redis://redis:6379/0"),
+            (
+                "redis+sentinel://me:p@ss@a:1,b:2/0?service=mine&sentinel_password=word",
+                "redis+sentinel://****@a:1,b:2/0?service=mine&sentinel_password=****",
+            ),
+            ("rediss://redis?ssl_password=p@ss", "rediss://redis?ssl_password=****"),
         ],
-        ids=["before the host", "in the query", "twice", "none"],
+        ids=["before the host", "in the query", "twice", "none", "of sentinels", "of a key file"],
     )
     def test_the_password_of_the_state_is_masked(self, url: str, shown: str) -> None:
         config = Config.model_validate({"state": {"url": url}})
