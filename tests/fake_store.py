@@ -118,11 +118,20 @@ class FakeStore:
 
     def heard(self) -> list[News]:
         """Take all news that nobody has read yet."""
-        taken: list[News] = []
+        taken = self.unheard()
         while not self._heard.empty():
-            if (news := self._heard.get_nowait()) is not None:
-                taken.append(news)
+            self._heard.get_nowait()
         return taken
+
+    def unheard(self) -> list[News]:
+        """Return all news that nobody has read yet."""
+        kept: list[News] = []
+        for _ in range(self._heard.qsize()):
+            news = self._heard.get_nowait()
+            self._heard.put_nowait(news)
+            if news is not None:
+                kept.append(news)
+        return kept
 
     def _ask(self, name: str) -> float:
         """Note that *name* was asked, and return what time it is; raises `StoreAway` where it is."""
