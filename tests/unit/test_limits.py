@@ -162,6 +162,7 @@ class TestRateLimit:
             ((), ("2001:db8::1", ""), ("2001:db8::2", ""), True),
             ((), ("2001:db8::1", ""), ("2001:db8:0:1::1", ""), False),
             ((), ("::ffff:203.0.113.9", ""), ("203.0.113.9", ""), True),
+            ((), ("a socket of this machine", ""), ("a socket of this machine", ""), True),
         ],
         ids=[
             "two addresses",
@@ -173,6 +174,7 @@ class TestRateLimit:
             "one IPv6 network",
             "two IPv6 networks",
             "IPv4 in IPv6",
+            "no address at all",
         ],
     )
     async def test_a_client_is_who_it_can_prove_to_be(

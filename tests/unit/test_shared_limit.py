@@ -105,6 +105,11 @@ async def test_every_replica_tells_what_is_left_of_all() -> None:
     assert refused == Decision(False, 3, 0, retry_after_seconds=50.0, reset_seconds=60.0)
 
 
+async def test_a_shared_limit_says_over_what_it_is_shared() -> None:
+    async with replicas(FakeStore) as (_, _, (one,)):
+        assert repr(one.shared) == "<SharedLimit over <Link to fake, up>>"
+
+
 async def test_clients_do_not_share_a_limit() -> None:
     """I06."""
     async with replicas(FakeStore, FakeStore, limit=1) as (_, _, (one, other)):
@@ -166,6 +171,17 @@ class TestTogether:
             assert [type(each) for each in await asyncio.gather(*calls[:2], return_exceptions=True)] == [
                 asyncio.CancelledError
             ] * 2
+
+    @pytest.mark.usefixtures("hasty")
+    async def test_a_caller_who_leaves_before_the_store_is_given_up_takes_nobody_along(self) -> None:
+        async with replicas(SilentStore, limit=60) as (state, _, (one,)):
+            calls = [asyncio.create_task(one.ask()) for _ in range(3)]
+            await eventually(lambda: "admit" in state.asked)
+            calls[0].cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            cast(SilentStore, one.store).answers.set()
+
+        assert [type(result) for result in results] == [asyncio.CancelledError, Decision, Decision]
 
     @pytest.mark.usefixtures("hasty")
     async def test_who_waits_behind_a_question_without_an_answer_does_not_wait_for_a_second(self) -> None:
