@@ -194,6 +194,7 @@ class Proxy:
             emit=self.bus.emit,
         )
         replica.breakers.listen(self.bus)
+        self.broadcast.look_elsewhere(replica.journal.catch_up)
         replica.notes.hear(PROBES, lambda data, name: self.health.heard(data, name))
         return replica
 

@@ -15,7 +15,7 @@ that.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -159,6 +159,7 @@ class Broadcast:
         self._waking = False
         self._nobody_left = asyncio.Event()
         self._nobody_left.set()
+        self._ask_others: Callable[[], Awaitable[None]] | None = None
         self.position = 0
         self.beat: Frame | None = None
         self.ended = False
@@ -238,6 +239,15 @@ class Broadcast:
         self._spread()
 
     # Who comes late.
+
+    def look_elsewhere(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """Have *ask* awaited where an id is not known: its frame may be on its way from another replica."""
+        self._ask_others = ask
+
+    async def look_for(self, id: str | None) -> None:
+        """Learn of the frame of this *id*, if anybody knows it; before `since` and `subscribe`."""
+        if id is not None and id != self._before and not self.knows(id) and self._ask_others is not None:
+            await self._ask_others()
 
     def since(self, id: str | None) -> Replay:
         """

@@ -48,6 +48,7 @@ class LiveFeed:
         except CallerError as error:
             await deny(scope, send, of_caller(error))
             return
+        await self._broadcast.look_for(since)
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
         await self._serve(types, since, receive, send)

@@ -157,7 +157,9 @@ class Desk:
     async def events(self, request: Request) -> Response:
         query = Query(request.scope, ("since", "types"))
         types = query.event_types("types")
-        replay = self._broadcast.since(query.event_id("since"))
+        since = query.event_id("since")
+        await self._broadcast.look_for(since)
+        replay = self._broadcast.since(since)
         texts = [frame.text for frame in replay.frames if not types or frame.event_type in types]
         rest = dumps({"last_id": self._broadcast.last_id, "missed": replay.missed})
         return _answer(b'{"events":[%b],%b' % (",".join(texts).encode(), rest[1:]))

@@ -23,6 +23,9 @@ from sentinel_proxy.replica.link import Link
 from sentinel_proxy.stores.base import Store, StoreAway
 from sentinel_proxy.stores.records import Contribution, SharedIncident
 
+PATIENCE_SECONDS: Final = 1.0
+"""For the store to take what we know: longer than its own time-out, for no reader waits for it."""
+
 FRESH_SECONDS: Final = 0.5
 """The list is read from the store at most so often, however many ask for it."""
 
@@ -222,7 +225,9 @@ class SharedIncidents:
 
     async def _contribute(self, contribution: Contribution) -> SharedIncident:
         alive = self._alive() | {self._link.replica}
-        return await self._link.ask("write", lambda store: store.contribute(contribution, alive))
+        return await self._link.ask(
+            "write", lambda store: store.contribute(contribution, alive), PATIENCE_SECONDS
+        )
 
     async def synchronise(self) -> None:
         """

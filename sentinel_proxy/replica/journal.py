@@ -27,6 +27,9 @@ MOST_WAITING: Final = 1000
 MOST_AT_ONCE: Final = 100
 """Frames in one command, so that it stays a short one."""
 
+PATIENCE_SECONDS: Final = 1.0
+"""For the store to keep a frame: longer than its own time-out, for nobody waits but other frames."""
+
 OVERDUE_SECONDS: Final = 2.0
 """A frame that was kept and is not told again after so long has been lost on the way: the ring has it."""
 
@@ -142,6 +145,11 @@ class Journal:
             self._learn(frames)
             await self._tell_late()
 
+    async def catch_up(self) -> None:
+        """Learn what the store remembers, if it answers: somebody asks for what is not known here."""
+        with suppress(StoreAway):
+            await self.synchronise()
+
     def _learn(self, frames: Sequence[Frame]) -> None:
         """Remember in the store's order; show what came while nobody listened."""
         ids = [frame.id for frame in frames]
@@ -220,7 +228,7 @@ class Journal:
         """Have *frames* kept, in order; they are shown once the store tells them."""
         self._expected |= dict.fromkeys((frame.id for frame in frames), self._clock.monotonic())
         try:
-            await self._link.ask("write", lambda store: store.append(frames))
+            await self._link.ask("write", lambda store: store.append(frames), PATIENCE_SECONDS)
         except StoreAway:
             for frame in frames:
                 self._expected.pop(frame.id, None)

@@ -62,6 +62,15 @@ async def incidents(proxy: Harness) -> list[dict[str, Any]]:
     return listed
 
 
+async def lists_agree(pair: Sequence[Harness]) -> list[dict[str, Any]]:
+    """Wait until both list the same incidents, and return them."""
+    async with asyncio.timeout(10):
+        while True:
+            listed, others = [await incidents(proxy) for proxy in pair]
+            if listed == others:
+                return listed
+
+
 async def feed(proxy: Harness, since: str = "") -> dict[str, Any]:
     answer = await proxy.client.get("/api/events", params={"since": since})
     told = answer.json()
@@ -128,6 +137,17 @@ async def test_j06_a_redis_that_is_killed_and_comes_back_costs_no_event_and_repe
     assert len(after) == len(set(after))
 
 
+async def test_j07_of_600_events_all_remember_exactly_the_last_500(pair: Sequence[Harness]) -> None:
+    one, other = pair
+    async with listening(other.url) as listener:
+        notice(one, *range(600))
+        await eventually(lambda: numbers(listener)[-1:] == [599], 10.0)
+
+    told = [(await feed(proxy))["events"] for proxy in pair]
+    assert told[0] == told[1]
+    assert [frame["payload"]["details"].get("number") for frame in told[0]] == list(range(100, 600))
+
+
 async def test_going_down_is_told_before_the_feed_ends(
     primary: FaultyUpstream, backup: FaultyUpstream, redis_server: RedisServer
 ) -> None:
@@ -157,9 +177,7 @@ class TestIncidents:
                 )
             )
 
-        async with asyncio.timeout(10):
-            while (listed := await incidents(pair[0])) != await incidents(pair[1]):
-                await asyncio.sleep(0.05)
+        listed = await lists_agree(pair)
         outages = [each for each in listed if each["type"] == "outage_detected"]
         assert len(outages) == 1
         opened = [

@@ -28,6 +28,7 @@ class Replica(Linked):
         super().__init__(state, clock)
         self.broadcast = Broadcast(capacity, clock, Feed())
         self.journal = Journal(self.link, self.broadcast, capacity, clock, self.emitted.append)
+        self.broadcast.look_elsewhere(self.journal.catch_up)
         self.subscription = self.broadcast.subscribe()
 
     def tell(self, *numbers: int) -> None:
@@ -129,6 +130,45 @@ async def test_the_id_of_any_frame_leads_on_at_any_replica() -> None:
         for place, frame in enumerate(frames):
             rest = numbers([later.text for later in frames[place + 1 :]])
             assert one.after(frame.id) == other.after(frame.id) == (rest, False)
+
+
+async def test_an_id_whose_frame_is_still_on_its_way_is_looked_for() -> None:
+    """Whoever was shown it at one replica may be at the next before that has heard of it."""
+    async with a_room() as room:
+        one, other = room.replicas
+        one.tell(1, 2)
+        await rounds()
+        await one.hears()
+        first, _ = one.broadcast.since(None).frames
+        assert other.after(first.id) == ([], True)
+        await other.broadcast.look_for(first.id)
+
+        assert other.after(first.id) == ([2], False)
+        await room.settle()
+        assert await other.told() == [1, 2]
+
+
+async def test_an_id_that_nobody_knows_and_nobody_can_be_asked_about_is_not_waited_for() -> None:
+    async with a_room() as room:
+        one, _ = room.replicas
+        one.tell(1)
+        await room.settle()
+        await one.cut_off()
+        await one.broadcast.look_for("7" + "Z" * 25)
+
+        assert one.after("7" + "Z" * 25) == ([1], True)
+
+
+async def test_an_id_that_is_known_is_asked_of_nobody() -> None:
+    async with a_room() as room:
+        one, _ = room.replicas
+        one.tell(1)
+        await room.settle()
+        room.state.asked.clear()
+        for id in (None, one.broadcast.last_id):
+            await one.broadcast.look_for(id)
+
+        assert room.state.asked == []
 
 
 async def test_a_replica_that_comes_later_remembers_what_all_do() -> None:
