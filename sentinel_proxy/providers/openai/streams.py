@@ -179,6 +179,8 @@ class ChunkDecoder(EventDecoder):
         self._finished: set[Any] = set()
 
     def _judge(self, data: bytes, name: bytes = b"") -> bool:
+        if data.startswith(b"[DONE]"):  # known, before two parsers are asked what it is
+            return self._not_json(data)
         try:
             event = loads(data)
         except ValueError:
