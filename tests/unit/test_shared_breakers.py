@@ -8,7 +8,8 @@ import pytest
 from fake_store import FakeState
 from shared_breakers_support import MODEL, OF_MODEL, Replica, done, spread
 
-from sentinel_proxy.errors import FailureKind
+from sentinel_proxy.errors import FailureKind, UpstreamError
+from sentinel_proxy.replica import breakers as module
 from sentinel_proxy.replica.trials import KEPT_SECONDS, LEASE_SECONDS, ROUND_SECONDS
 from sentinel_proxy.resilience.breaker import BUSY_SECONDS, State
 from sentinel_proxy.resilience.scopes import ScopedPermit
@@ -728,3 +729,38 @@ async def test_leaving_while_the_store_is_away_is_no_error(a: Replica) -> None:
     await a.shared.leave()
 
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "shared breakers"]
+
+
+async def test_a_lease_that_could_not_be_renewed_in_time_is_not_used_any_more(
+    a: Replica, b: Replica, clock: FakeClock
+) -> None:
+    await open_everywhere(a, b)
+    await rounds(clock, 30, a, b)  # A has it in hand
+    clock.advance(LEASE_SECONDS)  # and hangs
+    assert (await trial_of(b)).trial
+
+    assert a.acquire() is None
+    await a.shared.tick()
+    await done()
+
+    assert a.acquire() is None
+    assert a.own.rest(clock.monotonic()) == BUSY_SECONDS
+
+
+async def test_what_is_too_much_to_be_kept_for_the_store_is_found_by_comparison(
+    a: Replica, b: Replica, monkeypatch: pytest.MonkeyPatch, state: FakeState
+) -> None:
+    monkeypatch.setattr(module, "MAX_UNTOLD", 2)
+    a.cut()
+    for model in ("one", "two", "three"):
+        for _ in range(3):
+            permit = a.acquire(model)
+            assert permit is not None
+            permit.fail(UpstreamError(OF_MODEL, "it failed"), a.clock.monotonic())
+    a.rejoin()
+
+    await a.shared.leave()
+    assert set(state.records) == {"openai two", "openai three"}
+    await a.shared.synchronise()
+
+    assert set(state.records) == {"openai one", "openai two", "openai three"}
