@@ -41,7 +41,7 @@ COLLECT_AT = (10_000, 20, 50)
 
 
 FAREWELL_SECONDS = 5
-"""For the last words to reach their readers, and connections to close, after draining has ended."""
+"""For the last words to reach their readers, and for all to be closed, after draining has ended."""
 
 
 FORCED_SECONDS = 0.5
@@ -239,8 +239,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.005)
         for task in list(state.tasks):
             task.cancel(msg="the proxy has shut down")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FORCED_SECONDS if self.force_exit else None):
+        with suppress(TimeoutError):  # whatever holds it up: nobody waits for a process that will not end
+            async with asyncio.timeout(FORCED_SECONDS if self.force_exit else FAREWELL_SECONDS):
                 await self.lifespan.shutdown()
 
     async def main_loop(self) -> None:
