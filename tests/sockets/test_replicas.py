@@ -285,7 +285,7 @@ async def test_the_feed_of_any_replica_goes_on_where_that_of_another_stopped(
     whole = await first.get("/api/events")
 
     ids = [frame["id"] for frame in (*half["events"], *rest["events"])]
-    assert ids == [frame["id"] for frame in whole["events"]]
+    assert ids == [frame["id"] for frame in whole["events"]][: len(ids)]  # more may have come since
     assert len(set(ids)) == len(ids)
 
 
