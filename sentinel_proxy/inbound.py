@@ -3,9 +3,10 @@ One HTTP/1.1 connection of a caller: what the server hands requests to.
 
 A protocol for uvicorn's server, which accepts, counts and closes connections and runs the
 lifespan; it stands in the place of uvicorn's own because it does less for each call, and because
-it can do two things more: an answer's head and the first of its body leave in one write, and a
-stream can be written from wherever its bytes arrive, without waking the task that serves the call
-(`Turn.write`). Everything else about it is ASGI. The reasons and the figures are in
+it can do three things more: an answer's head and the first of its body leave in one write, a stream
+can be written from wherever its bytes arrive, without waking the task that serves the call
+(`Turn.write`), and a hang-up is told without a task that waits for it (`Turn.when_gone`).
+Everything else about it is ASGI. The reasons and the figures are in
 docs/decisions/0016-own-server-protocol.md.
 
 `Inbound` is the connection: parsing, the order of requests, time limits. `Turn` is one request and
@@ -14,6 +15,7 @@ its answer. Requests that come while one is being answered wait, and reading pau
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -170,7 +172,7 @@ class Inbound(asyncio.Protocol):
             self._alarm = None
         for turn in (self._turn, self._reading):
             if turn is not None:
-                turn.wake()
+                turn.leave()
         self._waiting.clear()
         self.resume_writing()
 
@@ -348,6 +350,7 @@ class Turn:
         "_connection",
         "_end_told",
         "_expected_bytes",
+        "_gone",
         "_head",
         "_head_only",
         "_invited",
@@ -366,6 +369,7 @@ class Turn:
         self._end_told = False
         self._invited = False
         self._news: asyncio.Future[None] | None = None
+        self._gone: Callable[[], None] | None = None
         self._head = b""  # of the answer; leaves with the first of its body
         self._head_only = scope["method"] == "HEAD"
         self._started = False
@@ -409,6 +413,25 @@ class Turn:
         """There is news for `receive`."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+    def leave(self) -> None:
+        """The caller has left."""
+        self.wake()
+        if self._gone is not None:
+            tell, self._gone = self._gone, None
+            tell()
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """
+        Call *tell* if the caller leaves before it has its answer, instead of having a task `receive` that.
+
+        For who has read the body: what still comes of it is taken in without anybody looking.
+        """
+        if self._connection.lost:
+            tell()
+        elif not self._complete:
+            self._gone = tell
+            self._connection.resume_reading()
 
     async def receive(self) -> Message:
         """
@@ -531,6 +554,7 @@ class Turn:
         self._connection.transport.write(data)
         if not more:
             self._complete = True
+            self._gone = None
             self.wake()
             self._connection.answered(self)
 

@@ -3,7 +3,8 @@ A reply onto ASGI, and the caller at the other end of the line.
 
 `Caller` knows what HTTP lets us know about whoever called: that it hung up, that it reads too
 slowly, that it has waited so long in silence that something on the way may cut the line. All
-of it costs one alarm and, for calls that take longer than a moment, one task.
+of it costs one alarm and, where the server cannot tell of a hang-up by itself, one task for calls
+that take longer than a moment.
 
 Nothing here decides about providers, and nothing after the first byte is ever unsaid: an
 answer that breaks ends in an error inside the stream, never in silence.
@@ -68,7 +69,9 @@ class Caller:
         "_sending_since",
         "_task",
         "_watcher",
+        "_watching",
         "_wheel",
+        "_when_gone",
         "_write",
         "gone",
         "interrupted",
@@ -80,12 +83,14 @@ class Caller:
     def __init__(self, receive: Receive, send: Send, wheel: Wheel, clock: Clock) -> None:
         self._receive = receive
         self._send = send
+        self._when_gone: Callable[[Callable[[], None]], None] | None = getattr(send, "when_gone", None)
         self._write: Callable[[bytes], bool] | None = getattr(send, "write", None)
         self._wheel = wheel
         self._clock = clock
         self._alarm: Alarm | None = None
         self._body_due = 0.0  # while the body is being read
         self._task = asyncio.current_task()
+        self._watching = False
         self._watcher: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._held_headers: Callable[[], Sequence[Header]] | None = None
@@ -192,8 +197,12 @@ class Caller:
         if self._body_due:
             self._look_at_body(now)
             return
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._wait_for_hang_up(), name="hang-up watch")
+        if not self._watching:
+            self._watching = True
+            if self._when_gone is not None:
+                self._when_gone(self._leave)
+            else:
+                self._watcher = asyncio.create_task(self._wait_for_hang_up(), name="hang-up watch")
         if self._sending_since is not None and now - self._sending_since >= WRITE_SECONDS:
             self._leave()
             return

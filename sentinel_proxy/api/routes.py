@@ -5,7 +5,7 @@ Plain ASGI endpoints, one object each. A call is read (`calls`), asked (`failove
 reply or its error is sent (`relay`, `errors`); every call ends in exactly one `CallFinished`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from starlette.routing import BaseRoute, Route
@@ -48,12 +48,12 @@ class Shortcut:
         self._router = router
         self._endpoints = endpoints
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and scope["method"] == "POST":
             endpoint = self._endpoints.get(scope["path"], self._router)
         else:
             endpoint = self._router
-        await endpoint(scope, receive, send)
+        return endpoint(scope, receive, send)
 
 
 class Inference:

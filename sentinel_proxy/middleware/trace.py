@@ -25,12 +25,14 @@ _TRACEPARENT: Final = re.compile(
 class _TracedSend:
     """`send`, with a trace's headers added to the head of the answer."""
 
-    __slots__ = ("_send", "_trace", "write")
+    __slots__ = ("_send", "_trace", "when_gone", "write")
 
     def __init__(self, send: Send, trace: Trace) -> None:
         self._send = send
         self._trace = trace
-        self.write = getattr(send, "write", None)  # of a server that has it: see `inbound.Turn`
+        # Of a server that has them: see `inbound.Turn`.
+        self.write = getattr(send, "write", None)
+        self.when_gone = getattr(send, "when_gone", None)
 
     def __call__(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
@@ -57,14 +59,13 @@ class TraceMiddleware:
         self._clock = clock
         self._samples = samples
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         trace = self._trace(header(scope["headers"], b"traceparent"))
         scope[Trace.SCOPE_KEY] = trace
 
-        await self.app(scope, receive, _TracedSend(send, trace))
+        return self.app(scope, receive, _TracedSend(send, trace))
 
     def _trace(self, traceparent: bytes | None) -> Trace:
         started = self._clock.monotonic()

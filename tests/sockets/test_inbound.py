@@ -315,6 +315,31 @@ class TestAnswers:
 
         assert heard == ["http.disconnect", "no error"]
 
+    async def test_a_hang_up_is_told_once_and_only_before_the_answer_is_complete(self) -> None:
+        told: list[str] = []
+        leave = asyncio.Event()
+
+        async def watch(scope: Scope, receive: Receive, send: Send) -> None:
+            await body_of(receive)
+            send.when_gone(lambda: told.append(scope["path"]))  # type: ignore[attr-defined]
+            if scope["path"] == "/waits":
+                await leave.wait()
+                send.when_gone(lambda: told.append("late"))  # type: ignore[attr-defined]
+            await answer(send, b"")
+
+        async with serving(watch) as served:
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(b"GET /answered HTTP/1.1\r\n\r\nGET /waits HTTP/1.1\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            await eventually(lambda: told)
+            before = list(told)
+            leave.set()
+            await eventually(lambda: not served.state.tasks)
+
+        assert before == ["/waits"]
+        assert told == ["/waits", "late"]
+
 
 class TestTime:
     async def test_half_a_head_is_not_waited_for_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
