@@ -90,25 +90,25 @@ class SharedBreakers:
         How long it rests counts only if the move itself is news: who hears it late would count
         the rest from too late, and a rest that is told on and on like that would never end.
         """
-        ours = self._record((record.provider, record.model))
-        if ours is None or _move(ours) != _move(record):
-            self._compare(record)
+        key = (record.provider, record.model)
+        ours = self._record(key)
+        if (ours is None or _move(ours) != _move(record)) and self._adopt(record):
+            self._tell(key)
 
-    def _compare(self, record: BreakerRecord) -> None:
-        """Compare what the store says now with what is known here; what stands is news to one of them."""
+    def _adopt(self, record: BreakerRecord) -> bool:
+        """Adopt what the store says now, as far as it stands; return whether more is known here."""
         key = (record.provider, record.model)
         breakers = self._breakers().get(record.provider)
         if breakers is None:
-            return  # it is in the chain of others only
+            return False  # it is in the chain of others only
         ours = self._record(key)
         if ours is not None and not _differ(ours, record):
-            return
+            return False
         stands = record if ours is None or self._follows(ours, record) else merged(ours, record)
         if ours is None or _differ(ours, stands):
             breakers.adopt(record.model, _snapshot(stands), self._clock.monotonic())
             ours = self._record(key)
-        if ours is not None and _differ(ours, record):
-            self._tell(key)
+        return ours is not None and _differ(ours, record)
 
     def _follows(self, ours: BreakerRecord, record: BreakerRecord) -> bool:
         """Whether both are one move that was made elsewhere: then others know how long it is to last."""
@@ -126,7 +126,8 @@ class SharedBreakers:
         await self._tell_all()
         records = await self._link.ask("read", lambda store: store.breakers())
         for record in records:
-            self._compare(record)
+            if self._adopt(record):
+                self._tell((record.provider, record.model))
         known = {(record.provider, record.model) for record in records}
         for provider, breakers in self._breakers().items():
             for model in breakers.moved():
@@ -175,7 +176,7 @@ class SharedBreakers:
                 stands = await self._told(record)
                 if self._untold.get(key) is untold:
                     del self._untold[key]
-                self._compare(stands)
+                self._adopt(stands)  # should more be known here, the next comparison will tell
 
     async def _told(self, record: BreakerRecord) -> BreakerRecord:
         return await self._link.ask("write", lambda store: store.merge_breaker(record))

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
+import fake_store
 import pytest
 from fake_store import FakeState
 from shared_breakers_support import MODEL, OF_MODEL, Replica, done, spread
@@ -720,6 +721,21 @@ async def test_who_leaves_gives_everything_back_and_has_told_everything(
     await done()
     await b.hear()
     assert b.acquire() is not None
+
+
+async def test_a_store_that_sees_things_otherwise_is_told_once_a_round(
+    a: Replica, state: FakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a.fail()
+    await done()
+    monkeypatch.setattr(fake_store, "merged", lambda stood, told: stood)
+    a.breakers.advance(a.clock.monotonic())
+    await done()
+    state.asked.clear()
+
+    await a.shared.synchronise()
+
+    assert state.asked.count("merge_breaker") == 1
 
 
 async def test_leaving_while_the_store_is_away_is_no_error(a: Replica) -> None:
