@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from sentinel_proxy import inbound
 from sentinel_proxy.inbound import Inbound
+from sentinel_proxy.inbound import connection as inbound
 from sentinel_proxy.wheel import Wheel
 
 pytestmark = pytest.mark.anyio
