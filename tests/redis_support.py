@@ -126,6 +126,7 @@ class RedisServer:
             "save": "",
             "appendonly": "no",
             "daemonize": "no",
+            "repl-diskless-sync-delay": "0",
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
         return [program(), *words, *self._options]
@@ -224,6 +225,7 @@ class Wire:
         self._ssl = ssl
         self._flows = asyncio.Event()
         self._flows.set()
+        self._over = False
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -234,7 +236,7 @@ class Wire:
         return f"{'rediss' if self._ssl else 'redis'}://{HOST}:{self.port}/0"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._carry, HOST, 0, ssl=self._ssl)
+        self._server = await asyncio.start_server(self._connected, HOST, 0, ssl=self._ssl)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -243,6 +245,7 @@ class Wire:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        self._over = True
         self.cut()
         for task in self._tasks:
             task.cancel()
@@ -261,20 +264,24 @@ class Wire:
         for writer in list(self._writers):
             writer.transport.abort()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._over:  # it was on its way when the test ended
+            writer.transport.abort()
+            return
         self.connections += 1
         self._writers.add(writer)
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(self._carry(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._carry_both_ways(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            pass  # a server that is not there; the end of the test
+        except OSError:
+            pass  # a server that is not there
         finally:
             writer.transport.abort()
             self._writers.discard(writer)
-            self._tasks.discard(task)
 
     async def _carry_both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._flows.wait()
@@ -286,10 +293,10 @@ class Wire:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            far_writer.transport.abort()  # first: what follows may be cancelled
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            far_writer.transport.abort()
 
     async def _pieces(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(65536):

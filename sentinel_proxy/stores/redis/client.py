@@ -1,29 +1,52 @@
 """
 Reaching a Redis: one server, the master that sentinels name, or the servers of a cluster.
 
-Everything is impatient and nothing is tried twice: the store is advisory, and `replica.link` decides
+Nothing is tried twice, and nobody waits for long: the store is advisory, and `replica.link` decides
 when to ask again. Whatever redis-py raises becomes `StoreAway`, in our own words: its texts may
 quote what was sent.
 """
 
 import asyncio
+import os
+import re
+import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 from redis import exceptions
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 
 from sentinel_proxy.config.redis_url import RedisUrl
 from sentinel_proxy.stores.base import StoreAway
 
 COMMAND_SECONDS: Final = 0.25
-"""For a connection to be made, and for each answer on it."""
+"""For one command, with the connection that it may have to make."""
+
+DIRECTIONS_SECONDS: Final = 0.1
+"""For each sentinel, or server of a cluster, that is asked where to go; the next one may know."""
+
+
+@asynccontextmanager
+async def patience(seconds: float) -> AsyncIterator[None]:
+    """
+    Raise `TimeoutError` unless the context is left within *seconds*.
+
+    Also finds a cancellation that was lost in it: `asyncio.wait_for` of Python 3.11, which redis-py
+    calls, returns as if nothing had been if what it waits for is done at the same moment.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    async with asyncio.timeout(seconds):
+        yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 class Moments:
@@ -53,20 +76,30 @@ class Moments:
         return await self.microseconds(client) // 1000
 
 
+Owner = tuple[int, int, tuple[str, int]]
+"""In a cluster: the first and the last slot, and who has the keys in them."""
+
+
 class Servers:
     """
     Clients of the servers on which keys are; belongs to the event loop that first uses it.
 
-    Args:
-        silence_seconds: How long an answer may take.
+    A client waits for an answer as long as whoever asks; only what it does before, to make a
+    connection and to find its way, has time-outs of its own.
+
+    Attributes:
+        seconds: How much patience one command deserves.
     """
 
-    def __init__(self, url: RedisUrl, silence_seconds: float = COMMAND_SECONDS) -> None:
+    def __init__(self, url: RedisUrl) -> None:
+        ways = 0 if url.topology == "single" else len(url.addresses)
+        self.seconds = url.options.get("socket_timeout", COMMAND_SECONDS) + ways * DIRECTIONS_SECONDS
         self._url = url
-        self._options = _options(url, silence_seconds)
+        self._options = _options(url)
         self._clients: dict[tuple[str, int], Any] = {}  # by host and port
+        self._owners: list[Owner] = []  # of a cluster; empty: unknown
+        self._one: Any = None  # the client, where there is no cluster
         self._sentinel: Any = None
-        self._cluster: RedisCluster | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -83,27 +116,23 @@ class Servers:
             raise StoreAway("redis is not open")
         if self._url.topology == "cluster":
             return await self._of_cluster(key)
-        address = next(iter(self._url.addresses), (self._url.path, 0))
-        if (client := self._clients.get(address)) is None:
-            client = self._clients[address] = self._alone()
-        return client
+        if self._one is None:
+            self._one = self._alone()
+        return self._one
 
-    async def forget(self) -> None:
-        """Learn anew who has which key, after a server said that it has not, or said nothing."""
-        cluster, self._cluster = self._cluster, None
-        if cluster is not None:
-            await _close(cluster)
+    def forget(self) -> None:
+        """Ask anew who has which key, after a server said that it has not, or said nothing."""
+        self._owners = []
 
     async def aclose(self) -> None:
         """Close every connection for good; whoever waits for an answer gets `StoreAway`."""
         self._closed = True
-        await self.forget()
-        clients, self._clients = list(self._clients.values()), {}
-        sentinel, self._sentinel = self._sentinel, None
-        for client in clients:
-            await _close(client)
-        if sentinel is not None:
-            await _close(sentinel)
+        self.forget()
+        ours = [*self._clients.values(), self._one, self._sentinel]
+        self._clients, self._one, self._sentinel = {}, None, None
+        for each in ours:
+            if each is not None:
+                await _close(each)
 
     def _alone(self) -> Any:
         url = self._url
@@ -111,52 +140,50 @@ class Servers:
             tls = {"ssl": True} if url.tls else {}
             own = {"db": 0, "username": url.sentinel_username, "password": url.sentinel_password, **tls}
             sentinel: Any = Sentinel
-            self._sentinel = sentinel(list(url.addresses), sentinel_kwargs={**self._options, **own})
+            self._sentinel = sentinel(
+                list(url.addresses), sentinel_kwargs={**self._options, **DIRECTIONS, **own}
+            )
             return self._sentinel.master_for(url.service, **self._options, **tls)
         if url.path:
             return _client(UnixDomainSocketConnection, path=url.path, **self._options)
         return self._at(*url.addresses[0])
 
-    def _at(self, host: str, port: int) -> Redis:
-        kind = SSLConnection if self._url.tls else Connection
-        return _client(kind, host=host, port=port, **self._options)
-
-    async def _of_cluster(self, key: str) -> Redis:
-        if (cluster := self._cluster) is None:
-            cluster = await self._asked_cluster()
-        with in_plain_words():
-            node = cluster.get_node_from_key(key)
-        if node is None:
-            raise StoreAway("redis has nobody who keeps the keys that are needed")
-        address = str(node.host), int(node.port)
-        if (client := self._clients.get(address)) is None:
-            client = self._clients[address] = self._at(*address)
+    def _at(self, host: str, port: int) -> Any:
+        if (client := self._clients.get((host, port))) is None:
+            kind = SSLConnection if self._url.tls else Connection
+            client = self._clients[host, port] = _client(kind, host=host, port=port, **self._options)
         return client
 
-    async def _asked_cluster(self) -> RedisCluster:
-        """Return the cluster as it is now; of us it is only asked who has which key."""
-        nodes = [ClusterNode(host, port) for host, port in self._url.addresses]
-        options = {name: value for name, value in self._options.items() if name not in ("db", "driver_info")}
-        cluster = RedisCluster(startup_nodes=nodes, ssl=self._url.tls, driver_info=None, **options)
-        try:
-            with in_plain_words():
-                await cluster.initialize()
-        except BaseException:
-            await _close(cluster)
-            raise
-        if self._cluster is not None:  # somebody else was quicker
-            await _close(cluster)
-            return self._cluster
-        self._cluster = cluster
-        return cluster
+    async def _of_cluster(self, key: str) -> Any:
+        owners = self._owners or await self._asked_owners()
+        slot = key_slot(key.encode())
+        for first, last, address in owners:
+            if first <= slot <= last:
+                return self._at(*address)
+        raise StoreAway("redis is a cluster that is not complete")
+
+    async def _asked_owners(self) -> list[Owner]:
+        """Ask one server after the other, until one tells who has which key."""
+        away = StoreAway("redis cannot be reached")
+        for host, port in self._url.addresses:
+            try:
+                with in_plain_words():
+                    async with asyncio.timeout(DIRECTIONS_SECONDS):
+                        answer = await self._at(host, port).execute_command("CLUSTER SLOTS")
+            except StoreAway as error:
+                away = error
+                continue
+            self._owners = [
+                (first, last, (owner[0].decode() or host, owner[1])) for first, last, owner, *_ in answer
+            ]
+            return self._owners
+        raise away
 
 
-def _options(url: RedisUrl, silence_seconds: float) -> dict[str, Any]:
+def _options(url: RedisUrl) -> dict[str, Any]:
     """Return what every connection is made with."""
     return {
         "socket_connect_timeout": COMMAND_SECONDS,
-        "socket_timeout": silence_seconds,
-        "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,  # one shape of answers, whatever server and proxy are between
         "driver_info": None,  # costs a new connection an answer more
@@ -164,7 +191,11 @@ def _options(url: RedisUrl, silence_seconds: float) -> dict[str, Any]:
         "username": url.username,
         "password": url.password,
         **url.options,
+        "socket_timeout": None,
     }
+
+
+DIRECTIONS: Final = {"socket_timeout": DIRECTIONS_SECONDS, "socket_connect_timeout": DIRECTIONS_SECONDS}
 
 
 def _client(connection: type[Any], **options: Any) -> Redis:
@@ -182,7 +213,6 @@ async def _close(client: Any) -> None:
 # (redis/redis-py #4287): TypeError and AttributeError.
 _THEIRS: Final = (
     exceptions.RedisError,
-    exceptions.RedisClusterException,
     OSError,
     TimeoutError,
     asyncio.IncompleteReadError,
@@ -233,24 +263,35 @@ def _why(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"cannot be reached: its certificate was not accepted ({cause.verify_message})"
-    if isinstance(cause, OSError) and cause.strerror:
-        return f"cannot be reached: {cause.strerror.lower()}"
+    if isinstance(cause, OSError) and (reason := _reason(cause)):
+        return f"cannot be reached: {reason.lower()}"
     if isinstance(error, exceptions.ConnectionError | OSError):
         return "cannot be reached: the connection was lost or could not be made"
+    if isinstance(error, exceptions.ResponseError) and IN_A_SCRIPT.search(str(error)):
+        return FORBIDDEN
     if isinstance(error, exceptions.ResponseError):
         code = str(error).split(" ", 1)[0]
         return f"refuses ({code})" if code.isupper() and code.isalpha() else "refuses"
     return f"failed with {type(error).__name__}"
 
 
+def _reason(error: OSError) -> str | None:
+    """Name what the system says; asyncio writes the address in its place."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror
+    return os.strerror(error.errno)
+
+
+FORBIDDEN: Final = "does not permit its user a command or a key that is needed"
+IN_A_SCRIPT: Final = re.compile("executing the script can't|ACL failure in script")
+"""How servers say so, up to 7.0 and since, of a command within a script."""
+
 WORDS: Final[dict[type[BaseException] | tuple[type[BaseException], ...], str]] = {
     (
         exceptions.AuthenticationError,
         exceptions.AuthenticationWrongNumberOfArgsError,
     ): "refuses the user or the password",
-    (exceptions.NoPermissionError, exceptions.AuthorizationError): (
-        "does not permit its user a command or a key that is needed"
-    ),
+    (exceptions.NoPermissionError, exceptions.AuthorizationError): FORBIDDEN,
     MasterNotFoundError: "has no master that the sentinels know of",
     exceptions.BusyLoadingError: "is loading what it keeps",
     exceptions.ReadOnlyError: "is a replica that only reads",

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from sentinel_proxy.stores.base import News
+from sentinel_proxy.stores.records import Resumed
 from sentinel_proxy.stores.redis.client import Moments, Servers
 from sentinel_proxy.stores.redis.layout import Fields, Keys, read_frame, read_told
 
@@ -39,8 +40,8 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener after {self._events.decode()} and {self._told.decode()}>"
 
-    async def resume(self) -> None:
-        """Find the place to read on from: the end of all, if this is the first time."""
+    async def resume(self) -> list[News]:
+        """Find the place to read on from, which is the end if this is the first time; say so."""
         keys, client = self._keys, await self._servers.of(self._keys.events)
         async with client.pipeline(transaction=True) as pipe:
             pipe.set(keys.birth, secrets.token_hex(8), nx=True)
@@ -55,6 +56,7 @@ class Listener:
             self._events = _place(self._events, _last(events), lost)
             self._told = _place(self._told, _last(told), lost)
         self._birth = birth
+        return [Resumed()]
 
     async def hear(self) -> list[News] | None:
         """

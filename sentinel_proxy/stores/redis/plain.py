@@ -9,7 +9,7 @@ that a cancelled change left behind can do no more harm than to have another cha
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import WatchError
 
@@ -37,9 +37,6 @@ from sentinel_proxy.stores.redis.layout import (
 )
 
 T = TypeVar("T")
-
-CHANGE_SECONDS: Final = 0.25
-"""For a whole change with all that has to be done again; as long as one command may take elsewhere."""
 
 
 class Plain:
@@ -195,7 +192,7 @@ class Plain:
         Args:
             decide: Reads by a pipeline, ends that with `multi`, and queues commands; returns the answer.
         """
-        async with asyncio.timeout(CHANGE_SECONDS), self._turn:
+        async with self._turn:
             client = await self._servers.of(watched[0])
             while True:
                 async with client.pipeline(transaction=True) as pipe:

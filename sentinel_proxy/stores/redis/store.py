@@ -9,8 +9,8 @@ from sentinel_proxy.config.redis_url import parse_redis_url
 from sentinel_proxy.model import Frame
 from sentinel_proxy.resilience.rate_limit import UNLIMITED, Decision
 from sentinel_proxy.stores.base import News, StoreAway
-from sentinel_proxy.stores.records import BreakerRecord, Contribution, Note, Resumed, SharedIncident
-from sentinel_proxy.stores.redis.client import Elsewhere, Moments, Refused, Servers, in_plain_words
+from sentinel_proxy.stores.records import BreakerRecord, Contribution, Note, SharedIncident
+from sentinel_proxy.stores.redis.client import Elsewhere, Moments, Refused, Servers, in_plain_words, patience
 from sentinel_proxy.stores.redis.layout import (
     TOLD_LENGTH,
     TOLD_SECONDS,
@@ -32,6 +32,9 @@ PLACES: Final = 16
 
 PATIENCE_SECONDS: Final = 0.05
 """How long one waits for a place."""
+
+OPEN_SECONDS: Final = 2.0
+"""For all that opening takes."""
 
 FIRST_PAUSE_SECONDS: Final = 0.1
 STEADY_PAUSE_SECONDS: Final = 1.0
@@ -106,7 +109,7 @@ class RedisStore:
         """See `Store`."""
         if self._closed.is_set():
             raise StoreAway("redis is not open any more")
-        await self._asked(self._try)
+        await self._asked(self._try, OPEN_SECONDS)
         self._is_open = True
 
     async def _try(self) -> None:
@@ -256,7 +259,7 @@ class RedisStore:
 
     async def news(self) -> AsyncIterator[News]:
         """See `Store`."""
-        servers = Servers(self._url, SILENCE_SECONDS)
+        servers = Servers(self._url)
         listener = Listener(servers, self._keys, self._moments)
         self._listening.add(servers)
         pause, is_there = FIRST_PAUSE_SECONDS, False
@@ -264,14 +267,11 @@ class RedisStore:
             while not self._closed.is_set():
                 try:
                     with in_plain_words():
-                        if is_there:
-                            heard = await listener.hear()
-                        else:
-                            await listener.resume()
-                            heard = [Resumed()]
+                        async with patience(SILENCE_SECONDS):
+                            heard = await listener.hear() if is_there else await listener.resume()
                 except StoreAway:
                     is_there = False
-                    await servers.forget()
+                    servers.forget()
                     await self._wait_for_it(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     continue
@@ -285,11 +285,13 @@ class RedisStore:
     async def _wait_for_it(self, seconds: float) -> None:
         """Wait so long, or after a steady while until any command is answered; not if we are closed."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), min(seconds, STEADY_PAUSE_SECONDS))
+            async with asyncio.timeout(min(seconds, STEADY_PAUSE_SECONDS)):
+                await self._closed.wait()
         if not self._closed.is_set() and (rest := seconds - STEADY_PAUSE_SECONDS) > 0:
             self._answered.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._answered.wait(), rest)
+                async with asyncio.timeout(rest):
+                    await self._answered.wait()
 
     # Asking.
 
@@ -308,13 +310,14 @@ class RedisStore:
             raise StoreAway("redis is not open")
         return await self._asked(question)
 
-    async def _asked(self, question: Callable[[], Awaitable[T]]) -> T:
+    async def _asked(self, question: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
         async with self._place():
             try:
                 with in_plain_words():
-                    answer = await question()
+                    async with patience(seconds or self._servers.seconds):
+                        answer = await question()
             except Elsewhere:
-                await self._servers.forget()
+                self._servers.forget()
                 raise
         self._answered.set()
         return answer
