@@ -22,6 +22,9 @@ from sentinel_proxy.resilience.breaker import Breaker, Leases, Permit, Snapshot,
 MAX_MODELS: Final = 1000
 """Models with a breaker of their own, at one provider; callers can invent names."""
 
+CONFIGURED_ANEW: Final = "configured anew"
+"""The reason of breakers that closed because their provider has other settings now."""
+
 ABANDONED_SECONDS: Final = 300.0
 """
 A model that nobody has tried for so long after its rest is not in use: its breaker is forgotten.
@@ -226,6 +229,19 @@ class ProviderBreakers:
         self.own.reset(now, reason)
         for model in list(self._models):
             self._forget(model, now, reason, ordered=True)
+
+    def succeed_to(self, before: "ProviderBreakers", now: float) -> None:
+        """
+        Take the place of the breakers that the same provider had under other settings.
+
+        What they held against it was about those settings, such as a key that was refused, so it
+        is over, and told to be. An operator's isolation stands.
+        """
+        for model in before.moved():
+            if (snapshot := before.snapshot(model, now)) is not None:
+                self.adopt(model, snapshot, now)
+        if self.own.state is not State.ISOLATED:
+            self.reset(now, CONFIGURED_ANEW)
 
     def advance(self, now: float) -> None:
         """

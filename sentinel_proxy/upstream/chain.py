@@ -77,12 +77,16 @@ class Chain:
         Consist of *providers* from now on.
 
         One whose settings stay the same keeps its upstream, and with it all that was learned:
-        its breakers, its connections.
+        its breakers, its connections. For one that has others a new time begins.
         """
         kept = {each.name: each for each in self.upstreams if self._is_unchanged(each, config)}
-        before, self._config = self.upstreams, config
+        before, self._config = self.by_name(), config
         self.upstreams = [kept.get(provider.name) or self._built(provider) for provider in providers]
-        self._left += [upstream for upstream in before if upstream not in self.upstreams]
+        self._left += [upstream for upstream in before.values() if upstream not in self.upstreams]
+        now = self._clock.monotonic()
+        for upstream in self.upstreams:
+            if (other := before.get(upstream.name, upstream)) is not upstream:
+                upstream.breakers.succeed_to(other.breakers, now)
         self._close_those_that_left()
 
     async def aclose(self) -> None:

@@ -12,14 +12,18 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import CHAT
+from harness import CHAT, Harness, Start, chain
+from pydantic import SecretStr
 
+from sentinel_proxy.model import IncidentType
 from sentinel_proxy.testing import (
     FaultyUpstream,
     Hang,
     Pause,
+    ollama_completion,
     openai_chunks,
     openai_completion,
+    openai_error,
     openai_stream,
     sse_stream,
 )
@@ -245,3 +249,51 @@ async def test_a_broken_configuration_is_reported_and_the_old_one_stays(
 
     assert "drain_seconds" in told["problem"]
     assert reply.json()["choices"][0]["message"]["content"] == "still here"
+
+
+class TestANewKey:
+    """What was held against a provider under its old settings is not held against it under new ones."""
+
+    async def refused(self, start: Start, primary: FaultyUpstream, backup: FaultyUpstream) -> Harness:
+        """Return a proxy whose key has been refused."""
+        primary.always(
+            lambda request: (
+                openai_completion("Hi")
+                if request.header("authorization") == "Bearer sk-new"
+                else openai_error(401)
+            )
+        )
+        backup.always(ollama_completion("from the backup"))
+        harness = await start(chain(primary, backup))
+        assert (await harness.chat()).headers["x-sentinel-trail"] == "openai:401,ollama:200"
+        assert (await harness.chat()).headers["x-sentinel-trail"] == "openai:open,ollama:200"
+        return harness
+
+    def renew(self, harness: Harness) -> None:
+        config = harness.proxy.config
+        first, second = config.providers
+        renewed = first.model_copy(update={"api_key": SecretStr("sk-new")})
+        harness.proxy.reload(config.model_copy(update={"providers": (renewed, second)}))
+
+    async def test_it_is_used_at_once_and_the_outage_is_over(
+        self, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+    ) -> None:
+        harness = await self.refused(start, primary, backup)
+
+        self.renew(harness)
+
+        assert (await harness.chat()).headers["x-sentinel-trail"] == "openai:200"
+        (outage,) = harness.proxy.incidents.find(type=IncidentType.OUTAGE_DETECTED)[0]
+        assert outage.details["ended_by"] == "configured anew"
+        assert not harness.proxy.incidents.ongoing()
+
+    async def test_an_operators_isolation_stands(
+        self, start: Start, primary: FaultyUpstream, backup: FaultyUpstream
+    ) -> None:
+        harness = await self.refused(start, primary, backup)
+        harness.proxy.operations.isolate("openai", 600, "maintenance", "a test")
+
+        self.renew(harness)
+
+        assert (await harness.chat()).headers["x-sentinel-trail"] == "openai:open,ollama:200"
+        assert harness.proxy.upstreams[0].breakers.own.state == "isolated"
