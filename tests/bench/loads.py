@@ -46,6 +46,9 @@ _QUESTION: Final = {
         {"role": "user", "content": "Hello! What can you do for me today? Please answer in one sentence."},
     ],
 }
+OPENING_SECONDS: Final = 0.001
+"""Between two streams that are opened: no multiple of a pause, so that their phases are spread."""
+
 _ANSWER_BYTES: Final = len(PLAIN.partition(b"\r\n\r\n")[2])
 
 
@@ -192,7 +195,7 @@ class _Stream(asyncio.Protocol):
 @asynccontextmanager
 async def streams(port: int, count: int, *, chunks: int, pause_seconds: float) -> AsyncIterator[Seen]:
     """
-    Keep *count* streams open, their phases spread over a pause; yield once all have begun.
+    Keep *count* streams open; yield once all have begun.
 
     Raises:
         RuntimeError: Not all of them began.
@@ -207,7 +210,7 @@ async def streams(port: int, count: int, *, chunks: int, pause_seconds: float) -
                 lambda: _Stream(request, chunks, seen), "127.0.0.1", port
             )
             opened.append(stream)
-            await asyncio.sleep(min(pause_seconds, 1.0) / count)
+            await asyncio.sleep(OPENING_SECONDS)
         await _all_begun(opened)
         yield seen
     finally:
