@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
         if self._then is not None:
             self._lingered()
             return
-        if self.chunks and (self._sink is None or self.over or not self._pour(self._sink)):
+        if self.chunks and not (self._sink is not None and self._poured(self._sink)):
             self._ready = True
             if self._unread_bytes > READ_AHEAD_BYTES and not self._paused and not self._lost_already:
                 self._paused = True
@@ -315,18 +315,24 @@ class Connection(asyncio.Protocol):
             elif self.error is None:
                 self._fail(FailureKind.PROTOCOL, "what came is not HTTP")
 
-    def _pour(self, sink: Sink) -> bool:
-        """Give away what waits; return whether *sink* wants more."""
+    def _poured(self, sink: Sink) -> bool:
+        """Give away what waits; False if somebody must read on: *sink* wants no more, or that was the end."""
+        if self.done or self.error is not None:
+            return False
+        chunks = self.chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._unread_bytes = 0
         try:
-            until = sink(self.take())
+            until = sink(data)
         except Exception as error:  # not the loop's business, but of whoever reads
             self._fail_with(error)
             return False
-        if not until:
-            self._sink = None
-            return False
-        self._set_alarm(until)
-        return True
+        if until and self._alarm is not None:
+            self._alarm.move(until)
+            return True
+        self._sink = None
+        return False
 
     def _refuse(self, message: str) -> None:
         """Fail from inside the parser."""
