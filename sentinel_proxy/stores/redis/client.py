@@ -270,6 +270,8 @@ def _why(error: BaseException) -> str:
     if isinstance(error, exceptions.ResponseError) and IN_A_SCRIPT.search(str(error)):
         return FORBIDDEN
     if isinstance(error, exceptions.ResponseError):
+        if (within := CODE_IN_A_SCRIPT.search(str(error))) is not None:
+            return CODES.get(within[1], f"refuses ({within[1]})")
         code = str(error).split(" ", 1)[0]
         return f"refuses ({code})" if code.isupper() and code.isalpha() else "refuses"
     return f"failed with {type(error).__name__}"
@@ -301,3 +303,7 @@ WORDS: Final[dict[type[BaseException] | tuple[type[BaseException], ...], str]] =
     (exceptions.TimeoutError, TimeoutError): "did not answer in time",
 }
 """What is known by its kind; the first that fits."""
+
+CODE_IN_A_SCRIPT: Final = re.compile(r"@user_script: ?[0-9]+: -([A-Z]+) ")
+CODES: Final = {"READONLY": WORDS[exceptions.ReadOnlyError], "OOM": WORDS[exceptions.OutOfMemoryError]}
+"""Up to 6.2 a server wraps what went wrong in a script, so that only its text tells."""
