@@ -167,7 +167,7 @@ class Inbound(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            if self._wants_websocket():
+            if self._turn is None and self._wants_websocket():
                 self._become_websocket()
             else:
                 self._stay(data[upgrade.args[0] :])
@@ -271,8 +271,10 @@ class Inbound(asyncio.Protocol):
         The parser stops behind such a head and would take a body for that protocol; Java's client
         offers HTTP/2 with every first call.
         """
-        parser = self._parser
-        head = [parser.get_method(), b" ", self._target, b" HTTP/1.1\r\n"]
+        if header(self._headers, b"upgrade") is None:
+            self._refuse(400, b"there are no tunnels here")  # the method is CONNECT
+            return
+        head = [self._parser.get_method(), b" ", self._target, b" HTTP/1.1\r\n"]
         head += [b"%b: %b\r\n" % pair for pair in self._headers if pair[0] != b"upgrade"]
         self._parser = _new_parser(self)
         self.data_received(b"".join((*head, b"\r\n", rest)))

@@ -161,6 +161,14 @@ class TestRequests:
         assert bodies(wire)[0].endswith(b" hello")
         assert len(bodies(wire)) == 2
 
+    async def test_a_websocket_that_is_asked_for_too_early_is_a_request_like_any_other(self) -> None:
+        """Behind a request that is still being answered, the connection is not free to change."""
+        asked = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        async with serving(echo) as served:
+            wire = await served.ask(POST + asked + LAST)
+
+        assert [body.split(b" ")[1] for body in bodies(wire)] == [b"/a", b"/ws?", b"/last?"]
+
     async def test_a_body_that_nobody_reads_is_not_taken_in_for_ever(self) -> None:
         read = asyncio.Event()
 
@@ -183,9 +191,11 @@ class TestRequests:
         [
             (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400 Bad Request"),
             (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400 Bad Request"),
+            (b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n", b"400 Bad Request"),
+            (b"CONNECT x:443 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: y\r\n\r\n", b"400 Bad Request"),
             (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, b"431 Request Header Fields Too Large"),
         ],
-        ids=["TLS", "two lengths", "a head without end"],
+        ids=["TLS", "two lengths", "a tunnel", "a tunnel with an offer", "a head without end"],
     )
     async def test_what_cannot_be_understood_is_refused(self, wire: bytes, status: bytes) -> None:
         async with serving(echo) as served:
