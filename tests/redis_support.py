@@ -155,6 +155,19 @@ class RedisServer:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
+    async def forget(self) -> None:
+        """Have it forget data and scripts, as a restart does; connections stay, and so do users."""
+        await self.tell("FLUSHALL")
+        await self.tell("SCRIPT", "FLUSH")
+
+    async def tell(self, *words: str) -> None:
+        """Run one command that answers OK, as the administrator: quicker than `command`."""
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        writer.write(" ".join(words).encode() + b"\r\n")
+        answer = await reader.readline()
+        writer.close()
+        assert answer == b"+OK\r\n", answer
+
     async def command(self, *words: str | bytes | int | float) -> Any:
         """Run one command as the administrator and return its answer: `await server.command("FLUSHALL")`."""
         from redis.asyncio import Redis  # takes a while, and few tests need it
