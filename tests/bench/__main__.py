@@ -77,7 +77,7 @@ Part = Callable[[Plan, list[Contender], Path, int], Any]
 def plain_calls(plan: Plan, contenders: list[Contender], folder: Path, _: int) -> dict[str, Any]:
     """CPU per call that is not streamed, at 32 connections."""
     for subject in contenders:
-        measures.microseconds_per_call(subject, folder, 1)
+        measures.warm_up(subject, folder)
     return _in_turns(
         f"CPU per call, {measures.CONNECTIONS} connections",
         plan,
@@ -91,7 +91,7 @@ def streamed_calls(plan: Plan, contenders: list[Contender], _: Path, __: int) ->
     return _in_turns(
         f"CPU per streamed call of {measures.CHUNKS} chunks",
         plan,
-        contenders,
+        contenders[:2],
         lambda subject: (
             uvloop.run(
                 measures.streaming(subject, plan.streams, PAUSE_SECONDS, plan.seconds)
@@ -144,7 +144,7 @@ def memory(plan: Plan, _: list[Contender], folder: Path, upstream: int) -> dict[
     found: dict[str, Any] = {}
     with all_of_them(folder, upstream) as fresh:
         measures.latencies([subject.port for subject in fresh], 10)
-        for subject in fresh:
+        for subject in fresh[:2]:
             idle = subject.process.resident_bytes()
             each = uvloop.run(measures.bytes_per_open_stream(subject, plan.memory_streams))
             found[subject.name] = {"resident_bytes": idle, "bytes_per_stream": each}

@@ -72,6 +72,8 @@ model_list:
       model: openai/gpt-4o-mini
       api_base: http://127.0.0.1:{upstream}/v1
       api_key: sk-of-the-benchmark
+general_settings:
+  master_key: sk-of-a-caller
 """
 
 

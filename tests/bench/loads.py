@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
 
-from canned import PLAIN, STAMP, STAMP_DIGITS
+from canned import STAMP, STAMP_DIGITS
 from machine import OTHER_CORE
 
 PATH: Final = "/v1/chat/completions"
@@ -49,7 +49,7 @@ _QUESTION: Final = {
 OPENING_SECONDS: Final = 0.001
 """Between two streams that are opened: no multiple of a pause, so that their phases are spread."""
 
-_ANSWER_BYTES: Final = len(PLAIN.partition(b"\r\n\r\n")[2])
+_LENGTH: Final = re.compile(rb"content-length: (\d+)\r\n", re.IGNORECASE)
 
 
 def request_bytes(*, stream: bool = False, chunks: int = 0, pause_seconds: float = 0.0) -> bytes:
@@ -87,12 +87,12 @@ def wrk(port: int, folder: Path, *, connections: int, seconds: float) -> Calls:
     body = json.dumps(_QUESTION, separators=(",", ":"))
     fields = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in SDK_HEADERS.items())
     script.write_text(f"wrk.method = 'POST'\nwrk.body = [[{body}]]\n{fields}")
-    command = ["taskset", "--cpu-list", str(OTHER_CORE), "wrk", "-t1", f"-c{connections}"]
+    command = ["taskset", "--cpu-list", str(OTHER_CORE), "wrk", "-t1", f"-c{connections}", "--timeout", "30s"]
     command += [f"-d{round(seconds)}s", "-s", str(script), f"http://127.0.0.1:{port}{PATH}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     counted = _REQUESTS.search(said)
-    if counted is None or (trouble := _TROUBLE.search(said)) is not None:
-        raise RuntimeError(f"wrk had trouble: {said if counted is None else trouble}")
+    if counted is None or _TROUBLE.search(said) is not None:
+        raise RuntimeError(f"wrk had trouble: {said}")
     took = float(counted[2]) / (1000 if counted[3] == "ms" else 1)
     return Calls(int(counted[1]), int(counted[1]) / took)
 
@@ -124,7 +124,7 @@ class OneByOne:
         began = time.perf_counter()
         self._socket.sendall(self._request)
         answer = self._socket.recv(65_536)
-        while (at := answer.find(b"\r\n\r\n")) < 0 or len(answer) - at - 4 < _ANSWER_BYTES:
+        while not _is_whole(answer):
             if not (more := self._socket.recv(65_536)):
                 break
             answer += more
@@ -132,6 +132,12 @@ class OneByOne:
         if not answer.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(f"an answer that was not to come: {answer[:200]!r}")
         return seconds
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head + b"\r\n") if separator else None
+    return length is not None and len(body) >= int(length[1])
 
 
 # -- many streams ------------------------------------------------------------------------------

@@ -22,6 +22,13 @@ CHUNKS: Final = 100
 WATCHERS: Final = 100
 
 
+def warm_up(subject: Contender, folder: Path) -> None:
+    """Have *subject* do once what is done only once."""
+    with OneByOne(subject.port) as caller:
+        caller.call()
+    wrk(subject.port, folder, connections=CONNECTIONS, seconds=1)
+
+
 def microseconds_per_call(subject: Contender, folder: Path, seconds: float) -> float:
     """CPU of *subject* per call that is not streamed, at `CONNECTIONS` connections."""
     before = subject.process.cpu_seconds()
