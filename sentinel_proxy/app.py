@@ -10,14 +10,10 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
-from types import MappingProxyType
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sentinel_proxy import __version__
@@ -28,13 +24,11 @@ from sentinel_proxy.admin.mounting import Beside
 from sentinel_proxy.admin.operations import Operations
 from sentinel_proxy.admin.reporter import Reporter
 from sentinel_proxy.admin.routes import Desk
-from sentinel_proxy.api import errors, health, metrics, models, passthrough, routes
-from sentinel_proxy.api.headers import NOTHING_ASKED
+from sentinel_proxy.api import envelopes, health, metrics, models, passthrough, routes
 from sentinel_proxy.api.line import Line, Service
 from sentinel_proxy.board import Numbers
 from sentinel_proxy.clock import Clock, SystemClock
 from sentinel_proxy.config import Config
-from sentinel_proxy.errors import CallerError
 from sentinel_proxy.events import Bus, Noticed
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.health import Monitor
@@ -310,7 +304,7 @@ class Proxy:
                 *passthrough.routes(service, Passthrough(self.upstreams, self.clock, self.bus.emit)),
                 Beside(self._build_admin()),
             ],
-            exception_handlers={HTTPException: _refused, Exception: _broken},
+            exception_handlers=envelopes.HANDLERS,
             lifespan=self._lifespan,
         )
         app: ASGIApp = routes.Shortcut(router, calls)
@@ -331,7 +325,7 @@ class Proxy:
                 Middleware(SecurityHeadersMiddleware),
                 Middleware(AccessMiddleware, access=Access(token, config.server.trusted_proxies)),
             ],
-            exception_handlers={HTTPException: _refused, CallerError: _mistaken, Exception: _broken},
+            exception_handlers=envelopes.HANDLERS,
         )
 
     def _onion(self) -> list[Middleware]:
@@ -373,31 +367,3 @@ class Proxy:
             self.bus.emit(Noticed("info", "ready", {"version": __version__, "chain": chain}))
             yield
             self.bus.emit(Noticed("info", "stopped", {}))
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    """Our router's own 404 and 405, in the envelope."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        answer = errors.answer(404, "there is nothing at this path; the API is below /v1", code="unknown_url")
-    elif error.status_code == 405:
-        answer = errors.answer(405, "this path does not take that method", code="method_not_allowed")
-    else:
-        answer = errors.answer(error.status_code, str(error.detail))
-    return _response(answer, error.headers or {})
-
-
-async def _mistaken(_: Request, error: Exception) -> Response:
-    """A mistake of an operator's."""
-    assert isinstance(error, CallerError)
-    return _response(errors.of_caller(error))
-
-
-async def _broken(_: Request, __: Exception) -> Response:
-    """A mistake of ours behind the router; the error goes on to those who report it."""
-    return _response(errors.of_mistake())
-
-
-def _response(answer: errors.ErrorAnswer, more: Mapping[str, str] = MappingProxyType({})) -> Response:
-    headers = {name.decode(): value.decode() for name, value in answer.headers + NOTHING_ASKED}
-    return Response(answer.body, answer.status, {**headers, **more})
