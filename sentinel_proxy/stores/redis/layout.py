@@ -23,13 +23,15 @@ Moments are milliseconds since 1970 by the server's clock, if not said otherwise
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 from sentinel_proxy.model import Frame
 from sentinel_proxy.resilience.rate_limit import Decision
 from sentinel_proxy.stores.records import (
+    RANKS,
     BreakerRecord,
     Contribution,
     Note,
@@ -45,8 +47,14 @@ TOLD_LENGTH: Final = 1000
 TOLD_SECONDS: Final = 3600
 """News that nobody has read for so long are of no use."""
 
+SWEPT_EVERY: Final = 100
+"""As often as so many breakers more are known, those that were kept long enough are forgotten."""
+
 ENDLESS: Final = -1
 """In place of a number of milliseconds: for ever."""
+
+NOT_UNDERSTOOD: Final = (ValueError, KeyError, TypeError)
+"""What reading raises where another version has written, or another program; it is passed over."""
 
 Fields = Mapping[bytes, bytes]
 
@@ -126,29 +134,27 @@ def entry(record: BreakerRecord, now: int) -> bytes:
 
 
 def read_entry(data: bytes, now: int) -> BreakerRecord | None:
-    """Return the record of an entry, aged to *now*; None if it has been kept long enough."""
-    told_at, until, era, body = data.split(b" ", 3)
-    if int(until) != ENDLESS and int(until) <= now:
+    """Return the record of an entry, aged to *now*; None if it was kept long enough or is not understood."""
+    try:
+        told_at, until, era, body = data.split(b" ", 3)
+        if int(until) != ENDLESS and int(until) <= now:
+            return None
+        fields = json.loads(body)
+        record = BreakerRecord(
+            provider=fields["provider"],
+            model=fields["model"],
+            state=fields["state"],
+            orders=int(fields["orders"]),
+            era=int(era),  # a record that stands against another state is given a later one
+            rest_seconds=_seconds(int(fields["rest"])),
+            since_seconds=_seconds(int(fields["since"])),
+            level=int(fields["level"]),
+            reason=str(fields["reason"]),
+            replica=str(fields["replica"]),
+        )
+        return aged(record, (now - int(told_at)) / 1000) if record.state in RANKS else None
+    except NOT_UNDERSTOOD:
         return None
-    fields = json.loads(body)
-    record = BreakerRecord(
-        provider=fields["provider"],
-        model=fields["model"],
-        state=fields["state"],
-        orders=fields["orders"],
-        era=int(era),  # a record that stands against another state is given a later one
-        rest_seconds=_seconds(fields["rest"]),
-        since_seconds=_seconds(fields["since"]),
-        level=fields["level"],
-        reason=fields["reason"],
-        replica=fields["replica"],
-    )
-    return aged(record, (now - int(told_at)) / 1000)
-
-
-def kept_until(data: bytes) -> int:
-    """Return the moment from which on an entry is of no use, or `ENDLESS`."""
-    return int(data.split(b" ", 2)[1])
 
 
 def _seconds(milliseconds: int) -> float:
@@ -163,9 +169,12 @@ def frame_fields(frame: Frame) -> dict[str, str]:
     return {"id": frame.id, "type": frame.event_type, "text": frame.text}
 
 
-def read_frame(fields: Fields) -> Frame:
-    """Return the frame of such an entry."""
-    return Frame(fields[b"id"].decode(), fields[b"type"].decode(), fields[b"text"].decode())
+def read_frame(fields: Fields) -> Frame | None:
+    """Return the frame of such an entry; None if it is not understood."""
+    try:
+        return Frame(fields[b"id"].decode(), fields[b"type"].decode(), fields[b"text"].decode())
+    except NOT_UNDERSTOOD:
+        return None
 
 
 def note_fields(note: Note) -> dict[str, str | bytes]:
@@ -174,10 +183,13 @@ def note_fields(note: Note) -> dict[str, str | bytes]:
 
 
 def read_told(fields: Fields, now: int) -> BreakerRecord | Note | None:
-    """Return what an entry of that stream tells; None if it is of no use any more."""
+    """Return what an entry of that stream tells; None if it is of no use any more, or not understood."""
     if (kept := fields.get(b"breaker")) is not None:
         return read_entry(kept, now)
-    return Note(fields[b"topic"].decode(), fields[b"replica"].decode(), fields[b"data"])
+    try:
+        return Note(fields[b"topic"].decode(), fields[b"replica"].decode(), fields[b"data"])
+    except NOT_UNDERSTOOD:
+        return None
 
 
 # Incidents.
@@ -193,7 +205,7 @@ def parts_json(key: str, parts: Sequence[Part]) -> bytes:
 
 def read_parts(data: bytes) -> list[Part]:
     """Return the parts of such JSON."""
-    return [(contribution, replica, ongoing) for contribution, replica, ongoing in json.loads(data)["parts"]]
+    return [(id, replica, ongoing) for id, replica, ongoing, *_ in json.loads(data)["parts"]]
 
 
 def read_key(data: bytes) -> bytes:
@@ -208,6 +220,9 @@ def read_incident(id: str, parts: bytes, data: Mapping[bytes, bytes]) -> SharedI
 
     Args:
         data: Of its contributions, by their ids.
+
+    Raises:
+        KeyError: Some of it was lost: the server makes room by forgetting keys.
     """
     key = read_key(parts).decode()
     return SharedIncident(
@@ -217,6 +232,15 @@ def read_incident(id: str, parts: bytes, data: Mapping[bytes, bytes]) -> SharedI
             for contribution, replica, ongoing in read_parts(parts)
         ],
     )
+
+
+def read_incidents(
+    ids: Sequence[bytes], parts: Mapping[bytes, bytes], data: Mapping[bytes, bytes]
+) -> Iterator[SharedIncident]:
+    """Yield what is whole, and understood, of several incidents."""
+    for id in ids:
+        with suppress(*NOT_UNDERSTOOD):
+            yield read_incident(id.decode(), parts[id], data)
 
 
 # Limits.
@@ -246,6 +270,9 @@ def presence_entry(presence: bytes, until: int) -> bytes:
 
 
 def read_presence(data: bytes, now: int) -> bytes | None:
-    """Return it, or None if the replica is not there any more."""
-    until, presence = data.split(b" ", 1)
-    return presence if int(until) > now else None
+    """Return it; None if the replica is not there any more, or has said what is not understood."""
+    try:
+        until, presence = data.split(b" ", 1)
+        return presence if int(until) > now else None
+    except NOT_UNDERSTOOD:
+        return None

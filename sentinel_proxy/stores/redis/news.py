@@ -77,8 +77,11 @@ class Listener:
         told = entries.get(keys.told.encode(), [])
         events = entries.get(keys.events.encode(), [])
         self._told, self._events = _read(told, self._told), _read(events, self._events)
-        heard = (read_told(fields, now) for _, fields in told)
-        return [*(each for each in heard if each is not None), *(read_frame(fields) for _, fields in events)]
+        heard = [
+            *(read_told(fields, now) for _, fields in told),
+            *(read_frame(fields) for _, fields in events),
+        ]
+        return [each for each in heard if each is not None]
 
 
 def _place(mine: bytes, last: bytes, lost: bool) -> bytes:

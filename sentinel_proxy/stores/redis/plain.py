@@ -14,10 +14,18 @@ from typing import Any, TypeVar
 from redis.exceptions import WatchError
 
 from sentinel_proxy.resilience.rate_limit import Decision
-from sentinel_proxy.stores.records import BreakerRecord, Contribution, SharedIncident, joins, merged
+from sentinel_proxy.stores.records import (
+    BreakerRecord,
+    Contribution,
+    SharedIncident,
+    joins,
+    kept_seconds,
+    merged,
+)
 from sentinel_proxy.stores.redis.client import Moments, Servers
 from sentinel_proxy.stores.redis.layout import (
     ENDLESS,
+    SWEPT_EVERY,
     TOLD_LENGTH,
     TOLD_SECONDS,
     Keys,
@@ -25,7 +33,6 @@ from sentinel_proxy.stores.redis.layout import (
     as_kept,
     decisions,
     entry,
-    kept_until,
     milliseconds,
     parts_json,
     presence_entry,
@@ -55,22 +62,24 @@ class Plain:
 
         async def decide(pipe: Any) -> BreakerRecord:
             now = await self._moments.milliseconds(pipe)
-            entries = await pipe.hgetall(keys.breakers)
-            known = {name: read_entry(data, now) for name, data in entries.items()}
-            ours = known.get(record.key.encode())
+            known = await pipe.hget(keys.breakers, record.key)
+            ours = None if known is None else read_entry(known, now)
             stands = theirs if ours is None else merged(ours, theirs)
-            pipe.multi()
             if stands == ours:
+                pipe.multi()
                 return stands
-            if old := [name for name, each in known.items() if each is None]:
+            left = await pipe.pttl(keys.breakers)
+            sweeps = known is None and (await pipe.hlen(keys.breakers) + 1) % SWEPT_EVERY == 0
+            entries = await pipe.hgetall(keys.breakers) if sweeps else {}
+            pipe.multi()
+            if old := [name for name, each in entries.items() if read_entry(each, now) is None]:
                 pipe.hdel(keys.breakers, *old)
-            kept = entries | {record.key.encode(): entry(stands, now)}
             pipe.hset(keys.breakers, record.key, entry(stands, now))
-            ends = [kept_until(data) for data in kept.values()]
-            if ENDLESS in ends:
+            kept = milliseconds(kept_seconds(stands))
+            if ENDLESS in (kept, left):
                 pipe.persist(keys.breakers)
             else:
-                pipe.pexpire(keys.breakers, max(ends) - now)
+                pipe.pexpire(keys.breakers, max(kept, left))
             pipe.xadd(keys.told, {"breaker": entry(stands, now)}, maxlen=TOLD_LENGTH, approximate=True)
             pipe.expire(keys.told, TOLD_SECONDS)
             return stands
@@ -132,7 +141,11 @@ class Plain:
             data_of = await pipe.hgetall(keys.data) | {id.encode(): contribution.data}
             latest_of = await pipe.hgetall(keys.latest)
             name = await pipe.hget(keys.of, id)
+            whole = await pipe.exists(*keys.ring) == len(keys.ring)
             pipe.multi()
+            if not whole:
+                pipe.delete(*keys.ring)
+                order, parts_of, latest_of, name = [], {}, {}, None
             if name is None:
                 latest = latest_of.get(contribution.key.encode())
                 if latest is not None and joins(contribution, _incident(latest, parts_of, data_of), alive):

@@ -16,6 +16,7 @@ from sentinel_proxy.resilience.rate_limit import Decision
 from sentinel_proxy.stores.records import KEPT_SECONDS, BreakerRecord, Contribution, SharedIncident
 from sentinel_proxy.stores.redis.client import Moments, Servers
 from sentinel_proxy.stores.redis.layout import (
+    SWEPT_EVERY,
     TOLD_LENGTH,
     TOLD_SECONDS,
     Keys,
@@ -58,6 +59,7 @@ class Scripted:
             milliseconds(KEPT_SECONDS),
             TOLD_LENGTH,
             milliseconds(TOLD_SECONDS),
+            SWEPT_EVERY,
         )
         stands = read_entry(entry, int(now))
         assert stands is not None  # it was kept just now

@@ -19,7 +19,7 @@ from sentinel_proxy.stores.redis.layout import (
     note_fields,
     read_entry,
     read_frame,
-    read_incident,
+    read_incidents,
 )
 from sentinel_proxy.stores.redis.news import SILENCE_SECONDS, Listener
 from sentinel_proxy.stores.redis.plain import Plain
@@ -205,7 +205,8 @@ class RedisStore:
         async def question() -> Sequence[Frame]:
             client = await self._servers.of(self._keys.events)
             newest_first = await client.xrevrange(self._keys.events, count=self._events)
-            return [read_frame(fields) for _, fields in reversed(newest_first)]
+            read = (read_frame(fields) for _, fields in reversed(newest_first))
+            return [frame for frame in read if frame is not None]
 
         return await self._ask(question)
 
@@ -226,7 +227,7 @@ class RedisStore:
                 pipe.hgetall(keys.parts)
                 pipe.hgetall(keys.data)
                 ids, parts, data = await pipe.execute()
-            return [read_incident(id.decode(), parts[id], data) for id in ids]
+            return list(read_incidents(ids, parts, data))
 
         return await self._ask(question)
 

@@ -14,7 +14,7 @@ local answer = {}
 local entries = redis.call("HGETALL", replicas)
 for i = 1, #entries, 2 do
   local there_until, presence = entries[i + 1]:match("^(%d+) (.*)$")
-  if tonumber(there_until) > now then
+  if there_until and tonumber(there_until) > now then
     table.insert(answer, entries[i])
     table.insert(answer, presence)
   else

@@ -13,6 +13,11 @@ for i = 8, #ARGV do
   alive[ARGV[i]] = true
 end
 
+-- A server that makes room by forgetting keys has taken some of it; the rest means nothing.
+if redis.call("EXISTS", unpack(KEYS)) < #KEYS then
+  redis.call("DEL", unpack(KEYS))
+end
+
 local function read(incident)
   return cjson.decode(redis.call("HGET", parts_of, incident))
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS  breakers, told
 -- ARGV  time; the breaker's key; the record as JSON; milliseconds for which records are kept at least;
---       how many news are kept, and for how many milliseconds
+--       how many news are kept, and for how many milliseconds; after how many new breakers to look for old ones
 -- Returns the entry that stands, and the time.
 
 local RANKS = { closed = 0, half_open = 1, open = 2, isolated = 3 }
@@ -54,18 +54,32 @@ local function record(json, told_at)
   return read
 end
 
--- Return what is kept of the breaker; nil if that is nothing, or was kept long enough.
+local TYPES = { orders = "number", level = "number", replica = "string", reason = "string" }
+
+local function understood(read)
+  for field, kind in pairs(TYPES) do
+    if type(read[field]) ~= kind then
+      return false
+    end
+  end
+  return RANKS[read.state] ~= nil
+end
+
+-- Return what is kept of the breaker; nil if that is nothing, was kept long enough, or is not understood.
 local function known()
   local entry = redis.call("HGET", KEYS[1], ARGV[2])
   if not entry then
     return nil
   end
-  local told_at, kept_until, era, json = entry:match("^(%S+) (%S+) (%S+) (.*)$")
+  local told_at, kept_until, era, json = entry:match("^(%d+) (-?%d+) (%d+) (.*)$")
   kept_until = tonumber(kept_until)
-  if kept_until ~= ENDLESS and kept_until <= now then
+  if not kept_until or (kept_until ~= ENDLESS and kept_until <= now) then
     return nil
   end
-  local read = record(json, tonumber(told_at))
+  local legible, read = pcall(record, json, tonumber(told_at))
+  if not legible or not understood(read) then
+    return nil
+  end
   read.era, read.entry = tonumber(era), entry
   return read
 end
@@ -74,7 +88,7 @@ local function forget_the_old()
   local entries = redis.call("HGETALL", KEYS[1])
   for i = 1, #entries, 2 do
     local kept_until = tonumber(entries[i + 1]:match("^%S+ (%S+)"))
-    if kept_until ~= ENDLESS and kept_until <= now then
+    if not kept_until or (kept_until ~= ENDLESS and kept_until <= now) then
       redis.call("HDEL", KEYS[1], entries[i])
     end
   end
@@ -96,7 +110,7 @@ local kept = math.max(tonumber(ARGV[4]), 2 * winner.rest)
 local for_ever = kept == math.huge or redis.call("PTTL", KEYS[1]) == -1
 local kept_until = kept == math.huge and ENDLESS or now + kept
 local entry = table.concat({ whole(winner.told_at), whole(kept_until), whole(winner.era), winner.json }, " ")
-if redis.call("HSET", KEYS[1], ARGV[2], entry) == 1 then
+if redis.call("HSET", KEYS[1], ARGV[2], entry) == 1 and redis.call("HLEN", KEYS[1]) % ARGV[7] == 0 then
   forget_the_old()
 end
 if for_ever then
