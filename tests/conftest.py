@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,6 +16,12 @@ from sentinel_proxy.testing import FaultyUpstream
 # Machines are shared and slow at times: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Take what is loaded out of the collector's sight, as the server does: a look at it stops event loops."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from sentinel_proxy.testing import (
 
 pytestmark = pytest.mark.anyio
 
-TIMEOUTS = TimeoutsConfig(connect=1, first_token=20, idle=20, progress=20, answer=20, total=60)
+TIMEOUTS = TimeoutsConfig(connect=20, first_token=20, idle=20, progress=20, answer=20, total=60)
 HALF_A_STREAM: Script = [*sse_stream(openai_chunks(["Once"], finish_reason=None, done=False))[:-1], Hang()]
 ONLY_A_ROLE: Script = [*sse_stream(openai_chunks([], finish_reason=None, done=False))[:-1], Hang()]
 
