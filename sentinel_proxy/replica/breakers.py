@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock
@@ -21,7 +22,7 @@ from sentinel_proxy.replica.trials import Trials
 from sentinel_proxy.resilience.breaker import Leases, Snapshot, State
 from sentinel_proxy.resilience.scopes import ProviderBreakers
 from sentinel_proxy.stores.base import StoreAway
-from sentinel_proxy.stores.records import BreakerRecord, merged
+from sentinel_proxy.stores.records import BreakerRecord, can_be_kept, merged
 
 MAX_UNTOLD: Final = 2000
 """Breakers whose news wait for the store; of more, the oldest are left to the comparison of all."""
@@ -48,13 +49,14 @@ class SharedBreakers:
         self._clock = clock
         self._untold: dict[_Key, object] = {}  # in order; another object each time it moves
         self._telling = asyncio.Lock()
+        self._numbers = count(1)  # one a lease: a breaker that was made anew is another owner
         self._trials: dict[Trials, None] = {}  # those with something to do, in order
         self._errands: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<SharedBreakers, {len(self._untold)} untold, {len(self._trials)} with trials>"
 
-    def leases(self, provider: str, places: int) -> Callable[[str | None], Leases] | None:
+    def leases(self, provider: str, places: int) -> Callable[[str | None], Leases | None] | None:
         """
         Return what `ProviderBreakers` takes for its leases; None where nobody shares them.
 
@@ -64,9 +66,12 @@ class SharedBreakers:
         if not self._link.store.shared:
             return None
 
-        def of(model: str | None) -> Leases:
+        def of(model: str | None) -> Leases | None:
+            if model is not None and not can_be_kept(model):
+                return None
             name = provider if model is None else f"{provider} {model}"
-            return Trials(name, places, self._link, self._clock, self._spawn, self._has_trials)
+            owners = (f"{self._link.replica} {number}" for number in self._numbers)
+            return Trials(name, places, self._link, self._clock, owners, self._spawn, self._has_trials)
 
         return of
 
@@ -104,11 +109,17 @@ class SharedBreakers:
         ours = self._record(key)
         if ours is not None and not _differ(ours, record):
             return False
-        stands = record if ours is None or self._follows(ours, record) else merged(ours, record)
+        stands = record if ours is None else self._stands(ours, record)
         if ours is None or _differ(ours, stands):
             breakers.adopt(record.model, _snapshot(stands), self._clock.monotonic())
             ours = self._record(key)
         return ours is not None and _differ(ours, record)
+
+    def _stands(self, ours: BreakerRecord, record: BreakerRecord) -> BreakerRecord:
+        if _move(ours) == _move(record) and ours.replica == record.replica:
+            # No move makes its own rest longer; a store whose clock was set back would, round by round.
+            return min(ours, record, key=lambda each: each.rest_seconds)
+        return record if self._follows(ours, record) else merged(ours, record)
 
     def _follows(self, ours: BreakerRecord, record: BreakerRecord) -> bool:
         """Whether both are one move that was made elsewhere: then others know how long it is to last."""
@@ -173,7 +184,14 @@ class SharedBreakers:
                 if record is None:  # its provider has left the chain, or it was too long ago
                     del self._untold[key]
                     continue
-                stands = await self._told(record)
+                try:
+                    stands = await self._told(record)
+                except StoreAway:
+                    if (
+                        self._untold.get(key) is untold
+                    ):  # it may be about this one: another one first, next time
+                        self._untold[key] = self._untold.pop(key)
+                    raise
                 if self._untold.get(key) is untold:
                     del self._untold[key]
                 self._adopt(stands)  # should more be known here, the next comparison will tell
@@ -182,8 +200,10 @@ class SharedBreakers:
         return await self._link.ask("write", lambda store: store.merge_breaker(record))
 
     def _record(self, key: _Key) -> BreakerRecord | None:
-        """Return what is known here of a breaker; None for nothing."""
+        """Return what is known here of a breaker; None for nothing that a store could keep."""
         provider, model = key
+        if model is not None and not can_be_kept(model):
+            return None
         if (breakers := self._breakers().get(provider)) is None:
             return None
         if (snapshot := breakers.snapshot(model, self._clock.monotonic())) is None:

@@ -177,10 +177,11 @@ class SharedIncidents:
             self._emit(IncidentChanged("updated", after))
 
     def _forget(self) -> None:
-        """Let go of contributions that have left the list."""
-        gone = [id for id in self._told if id not in self._known and id not in self._owed]
+        """Let go of contributions that have left the list, though the store has never heard of them."""
+        gone = [id for id in self._told if id not in self._known]
         for id in gone:
             del self._told[id]
+            self._owed.pop(id, None)
             for incident in self._spells.pop(id, {}):
                 self._ours.pop(incident, None)
 
@@ -205,7 +206,7 @@ class SharedIncidents:
             try:
                 await self._pay()
             except StoreAway:
-                for id in self._owed:
+                for id in [id for id in self._owed if id in self._spells]:
                     self._go_alone(id)
 
     async def _pay(self) -> None:
@@ -213,6 +214,8 @@ class SharedIncidents:
             while self._owed:
                 id = next(iter(self._owed))
                 del self._owed[id]
+                if id not in self._spells:  # it has left the list since
+                    continue
                 ours = self._contribution(id)
                 try:
                     if id not in self._told:
@@ -278,7 +281,8 @@ async def _incidents(store: Store) -> list[SharedIncident]:
 
 
 def _key(incident: Incident) -> str:
-    return f"{incident.type.value} {incident.provider or '-'} {incident.details.get('model', '')}"
+    name = f"{incident.type.value} {incident.provider or '-'} {incident.details.get('model', '')}"
+    return name.encode("utf-8", "backslashreplace").decode()  # callers choose models; see `can_be_kept`
 
 
 def _over(part: Contribution) -> Contribution:

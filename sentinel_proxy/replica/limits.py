@@ -68,9 +68,13 @@ class SharedLimit:
             decision = await self._ask(key, limit)
         except StoreAway:
             return self._log.admit(key, self._clock.monotonic(), limit=limit)
-        if decision.allowed:
-            # As of the asking: it ends here no later than in the store, so nobody is refused too long.
-            self._log.note(key, asked)
+        if not decision.allowed:
+            return decision
+        # The store may have lost its memory. Then what was let through here while it answered counts.
+        if (refused := self._log.refusal(key, self._clock.monotonic(), limit)) is not None:
+            return refused
+        # As of the asking: it ends here no later than in the store, so nobody is refused too long.
+        self._log.note(key, asked)
         return decision
 
     def _ask(self, key: str, limit: int) -> Answer:

@@ -9,7 +9,7 @@ never go back there is `/metrics`.
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 from sentinel_proxy.replica.link import Link
 from sentinel_proxy.stores.base import StoreAway
@@ -53,8 +53,17 @@ def summed(tallies: Iterable[Tally]) -> Tally:
 
 def _read(said: bytes) -> Tally:
     """Read what a replica said, as far as this version understands it."""
-    numbers = loads(said)
-    return Tally(**{each.name: numbers[each.name] for each in fields(Tally) if each.name in numbers})
+    try:
+        numbers = loads(said)
+    except ValueError:
+        numbers = None
+    if not isinstance(numbers, dict):
+        return Tally()
+    names = [each.name for each in fields(Tally)]
+    known: dict[str, Any] = {
+        name: numbers[name] for name in names if isinstance(numbers.get(name), int | float)
+    }
+    return Tally(**known)
 
 
 class Presence:

@@ -100,6 +100,16 @@ class Replica:
                     await leave()
 
     async def _listen(self) -> None:
+        """Take what the store tells until it closes; whatever goes wrong in it, it is heard again."""
+        while True:
+            try:
+                await self._hear()
+                return
+            except Exception as error:
+                self._went_wrong("what the store tells could not be heard", error)
+            await self._clock.sleep(ROUND_SECONDS)
+
+    async def _hear(self) -> None:
         async for news in self._store.news():
             try:
                 match news:

@@ -9,7 +9,6 @@ if its holder is killed. While the store is away, each replica tries by itself.
 
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from itertools import count
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock
@@ -70,6 +69,7 @@ class Trials:
     Args:
         name: Of the breaker, the same in all replicas.
         places: How many trials may be out at a time, in all replicas together.
+        owners: Names for leases, each unlike any other.
         spawn: Runs what has to wait for the store, by and by.
         note: Told, before anything is held or wished, that `tick` is needed until `idle`.
     """
@@ -80,6 +80,7 @@ class Trials:
         places: int,
         link: Link,
         clock: Clock,
+        owners: Iterator[str],
         spawn: Spawn,
         note: Callable[["Trials"], None],
     ) -> None:
@@ -89,7 +90,7 @@ class Trials:
         self._clock = clock
         self._spawn = spawn
         self._note = note
-        self._numbers = count(1)
+        self._owners = owners
         self._held: list[_Held] = []
         self._asking = False
         self._ask_again_at = 0.0
@@ -191,7 +192,7 @@ class Trials:
     async def _asked(self) -> None:
         """Ask for a lease. A store that does not answer keeps nobody from trying."""
         now = self._clock.monotonic()
-        lease = _Held(self, f"{self._link.replica} {next(self._numbers)}", now)
+        lease = _Held(self, next(self._owners), now)
         try:
             taken_for = await self._take(lease)
         except StoreAway:

@@ -147,7 +147,7 @@ class ProviderBreakers:
         emit: Callable[[BreakerChanged], None],
         *,
         lease_seconds: float = 35.0,
-        leases: Callable[[str | None], Leases] | None = None,
+        leases: Callable[[str | None], Leases | None] | None = None,
     ) -> None:
         self.provider = provider
         self._settings = settings

@@ -46,6 +46,11 @@ class BreakerRecord:
         return self.provider if self.model is None else f"{self.provider} {self.model}"
 
 
+def can_be_kept(name: str) -> bool:
+    """Whether a store can keep *name*: callers may send half of a surrogate pair, which is no UTF-8."""
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
+
+
 def merged(ours: BreakerRecord, theirs: BreakerRecord) -> BreakerRecord:
     """
     Return what stands of two records of one breaker; the order of the arguments does not matter.

@@ -16,7 +16,7 @@ from sentinel_proxy.upstream.http1 import Http1Transport
 from sentinel_proxy.upstream.upstream import Upstream
 from sentinel_proxy.wheel import Wheel
 
-LeasesOf = Callable[[str | None], Leases]
+LeasesOf = Callable[[str | None], Leases | None]
 """Makes the leases of a model's breaker; of the provider's own for None."""
 
 LEFT_SECONDS: Final = 1.0

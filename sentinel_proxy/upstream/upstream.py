@@ -54,7 +54,7 @@ class Upstream:
         breaker: BreakerConfig,
         retry: RetryConfig,
         emit: Callable[[BreakerChanged], None],
-        leases: Callable[[str | None], Leases] | None = None,
+        leases: Callable[[str | None], Leases | None] | None = None,
     ) -> "Upstream":
         """Put together an upstream that has learned nothing yet; *leases* share out its trials."""
         own = overridden(timeouts, provider.timeouts)

@@ -209,3 +209,13 @@ async def test_notes_do_not_pile_up() -> None:
         await other.hears()
 
         assert len(other.heard) == MOST_AT_ONCE
+
+
+@pytest.mark.parametrize("said", [b"no JSON", b"[1]", b'{"requests": "many", "successes": null}'])
+async def test_what_another_version_says_of_itself_counts_as_far_as_it_is_understood(said: bytes) -> None:
+    async with replicas(2) as (one, other):
+        await other.store.beat(other.name, said, ALIVE_SECONDS)
+        await one.tick()
+
+        assert other.name in one.presence.alive
+        assert summed(one.presence.others.values()) == Tally()

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import fake_store
 import pytest
@@ -14,6 +15,7 @@ from sentinel_proxy.replica import breakers as module
 from sentinel_proxy.replica.trials import KEPT_SECONDS, LEASE_SECONDS, ROUND_SECONDS
 from sentinel_proxy.resilience.breaker import BUSY_SECONDS, State
 from sentinel_proxy.resilience.scopes import ScopedPermit
+from sentinel_proxy.stores.base import StoreAway
 from sentinel_proxy.stores.records import BreakerRecord
 from sentinel_proxy.testing import FakeClock
 
@@ -780,3 +782,74 @@ async def test_what_is_too_much_to_be_kept_for_the_store_is_found_by_comparison(
     await a.shared.synchronise()
 
     assert set(state.records) == {"openai one", "openai two", "openai three"}
+
+
+async def test_a_model_that_no_store_can_keep_is_everybodys_own(a: Replica, b: Replica) -> None:
+    """Callers choose names, and half of a surrogate pair is legal JSON; it must not hold up the others."""
+    for _ in range(3):
+        permit = a.breakers.acquire("gpt-\ud800", a.clock.monotonic())
+        permit.fail(UpstreamError(OF_MODEL, "it failed"), a.clock.monotonic())
+    a.fail(OF_MODEL)
+    await spread(a, b)
+
+    assert a.state("gpt-\ud800") is State.OPEN
+    assert b.state(MODEL) is State.OPEN
+    assert {record.model for record in await b.store.breakers()} == {MODEL}
+    a.clock.advance(31)
+    assert a.breakers.acquire("gpt-\ud800", a.clock.monotonic()).trial
+
+
+async def test_a_record_that_the_store_refuses_holds_up_no_other(
+    a: Replica, b: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = a.store.merge_breaker
+
+    async def refuse_the_first(record: BreakerRecord) -> BreakerRecord:
+        if record.model == MODEL:
+            raise StoreAway("fake refuses")
+        return await merge(record)
+
+    monkeypatch.setattr(a.store, "merge_breaker", refuse_the_first)
+    a.fail(OF_MODEL)
+    a.breakers.isolate(a.clock.monotonic(), math.inf, "an order")
+    for _ in range(2):
+        with suppress(StoreAway):
+            await round_of(a)
+    await round_of(b)
+
+    assert b.state() is State.ISOLATED
+
+
+async def test_a_breaker_that_was_made_anew_does_not_pass_for_the_one_before_it(
+    a: Replica, clock: FakeClock
+) -> None:
+    """Its trial would be a second one, and its end would free the place of the first."""
+    of = a.shared.leases("openai", 1)
+    assert of is not None
+    before, after = of(MODEL), of(MODEL)
+    assert before is not None
+    assert after is not None
+    assert before.take(clock.monotonic(), clock.monotonic() + 60) is None
+    await done()
+    assert before.take(clock.monotonic(), clock.monotonic() + 60) is not None
+
+    assert after.take(clock.monotonic(), clock.monotonic() + 60) is None
+    await done()
+
+    assert after.take(clock.monotonic(), clock.monotonic() + 60) is None
+    assert after.wait(clock.monotonic()) > 0
+
+
+async def test_a_store_whose_clock_stands_still_makes_no_rest_longer(
+    a: Replica, b: Replica, state: FakeState, clock: FakeClock
+) -> None:
+    """Its clock was set back, or another server took over whose clock is behind: nothing ages there."""
+    a.fail()
+    await spread(a, b)
+    state.clock = FakeClock()
+    (kept,) = state.records.values()
+    state.records = {kept.record.key: fake_store.Kept(kept.record, state.clock.monotonic())}
+
+    await rounds(clock, 30.5, a, b)
+
+    assert [replica.own.rest(clock.monotonic()) for replica in (a, b)] == [0.0, 0.0]

@@ -461,3 +461,28 @@ def test_whatever_happens_all_list_the_same_and_nothing_counts_twice(steps: list
             assert len(opened) == len(set(opened))
 
     asyncio.run(play())
+
+
+async def test_a_day_without_the_store_takes_no_more_room_than_the_list() -> None:
+    async with replicas(1, capacity=5) as (one,):
+        await one.cut_off()
+        for _ in range(50):
+            await one.hears(moved("open"), failed_over(), ROUND, moved("closed", "open"))
+            one.clock.advance(QUIET_SECONDS + 1)
+        before = [incident.id for incident in await one.list()]
+
+        await one.join()
+
+        assert one.store.state.asked.count("contribute") <= 20
+        assert [incident.id for incident in await one.list()] == before
+        assert len(before) == 5
+
+
+async def test_a_model_with_half_a_letter_in_its_name_holds_up_no_incident() -> None:
+    """Callers choose names, and a lone surrogate is legal JSON; no store can keep it."""
+    async with replicas(1) as (one,):
+        await one.hears(BreakerChanged("openai", "gpt-\ud800", "closed", "open", "overloaded (503)", 30.0))
+
+        (shared,) = one.store.state.shared_incidents
+        assert shared.contributions[0].key.encode()
+        assert shared.contributions[0].data

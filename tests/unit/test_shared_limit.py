@@ -241,6 +241,15 @@ class TestAway:
 
             assert await one.admitted(5) == 0
 
+    async def test_nor_to_calls_that_come_together(self) -> None:
+        async with replicas(FakeStore, limit=10) as (state, _, (one,)):
+            await one.admitted(6)
+            state.forget()
+
+            decisions = await asyncio.gather(*(one.ask() for _ in range(10)))
+
+            assert sum(decision.allowed for decision in decisions) == 4
+
 
 async def test_a_slow_answer_does_not_make_the_window_longer() -> None:
     """The request counts from when it was asked for, here as in the store."""
