@@ -19,7 +19,7 @@ hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_finish() -> None:
-    """Take what is loaded out of the collector's sight, as the server does: a look at it stops event loops."""
+    """Take what is loaded out of the collector's sight, as the server does: looking stops event loops."""
     gc.collect()
     gc.freeze()
 

@@ -94,7 +94,7 @@ class Start(Protocol):
         ...
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 2.0) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait until *condition* holds; fail if it does not within *seconds*."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
