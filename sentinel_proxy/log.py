@@ -216,8 +216,8 @@ class Log:
                 "status": event.status,
                 "outcome": event.outcome,
                 "error": event.error_code,
-                "seconds": round(event.seconds, 4),
-                "overhead_seconds": round(event.overhead_seconds, 6),
+                "seconds": _rounded(event.seconds),
+                "overhead_seconds": _rounded(event.overhead_seconds, 1e6),
                 "first_token_seconds": _rounded(event.first_token_seconds),
                 "prompt_tokens": usage.prompt_tokens if usage is not None else None,
                 "completion_tokens": usage.completion_tokens if usage is not None else None,
@@ -276,8 +276,9 @@ def _of_call(call: Call) -> dict[str, Any]:
     }
 
 
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)
+def _rounded(seconds: float | None, parts: float = 1e4) -> float | None:
+    """Round to whole *parts* of a second; `round(seconds, 4)` writes it down and reads it, and costs more."""
+    return None if seconds is None else round(seconds * parts) / parts
 
 
 def _json(fields: dict[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ class Alarm:
     def move(self, due: float) -> None:
         """Ring at *due* instead, earlier or later. A cancelled alarm stays cancelled."""
         self.due = due
-        if due < self._tick * TICK_SECONDS and self._ring is not None:
+        if due < (self._tick - 1) * TICK_SECONDS and self._ring is not None:
             self._wheel._place(self)
 
     def cancel(self) -> None:

@@ -7,8 +7,8 @@ unless this proxy exports traces itself: what needs no change passes unchanged.
 """
 
 import re
-import secrets
 from collections.abc import Awaitable, Callable
+from os import urandom
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,7 +70,7 @@ class TraceMiddleware:
     def _trace(self, traceparent: bytes | None) -> Trace:
         started = self._clock.monotonic()
         caller = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
-        trace = Trace(caller[1].decode() if caller is not None else secrets.token_hex(16), started)
+        trace = Trace(caller[1].decode() if caller is not None else urandom(16).hex(), started)
         if caller is not None or self._samples is not None:
             trace.span = self._span(trace.trace_id, caller)
             trace.traceparent = trace.span.traceparent(trace.trace_id)
@@ -80,7 +80,7 @@ class TraceMiddleware:
     def _span(self, trace_id: str, caller: re.Match[bytes] | None) -> Span:
         """Begin our span; whoever gets its flags is told what was decided, not what was asked for."""
         parent_id, flags = (None, 0) if caller is None else (caller[2].decode(), int(caller[3], 16))
-        span = Span(secrets.token_hex(8), parent_id, flags)
+        span = Span(urandom(8).hex(), parent_id, flags)
         if self._samples is None:
             return span
         decided = flags | Span.SAMPLED if self._samples(trace_id, span) else flags & ~Span.SAMPLED

@@ -9,6 +9,7 @@ silence on the wire, and a wire that is alive but says nothing.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from sentinel_proxy.config import TimeoutsConfig
@@ -20,6 +21,7 @@ FINISH_GRACE_SECONDS: Final = 5.0
 _REASONING_MODEL: Final = re.compile(
     r"(^|[/:_-])(o[1-9]|gpt-5|gpt-oss|deepseek-r|qwq|qwen3|magistral)|reason|think", re.IGNORECASE
 )
+_LONGEST_NAME: Final = 256  # characters; of a longer one, which no model has, the end counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,17 @@ def reasons(payload: Mapping[str, Any], model: str) -> bool:
     """Whether a long silence before the first token is normal: the request or the model reasons."""
     effort = payload.get("reasoning_effort")
     reasoning = payload.get("reasoning")
-    if effort is None and isinstance(reasoning, Mapping):
+    if effort is None and isinstance(reasoning, dict):
         effort = reasoning.get("effort")
     if isinstance(effort, str):
         return effort not in ("none", "minimal")
-    return reasoning is not None or _REASONING_MODEL.search(model) is not None
+    return reasoning is not None or _is_named_so(model[-_LONGEST_NAME:])
+
+
+@lru_cache(maxsize=1024)
+def _is_named_so(model: str) -> bool:
+    """Whether a model's name says that it reasons; remembered, for there are few names and many calls."""
+    return _REASONING_MODEL.search(model) is not None
 
 
 def patience(call: Call, model: str, timeouts: TimeoutsConfig) -> Patience:

@@ -9,6 +9,7 @@ burst does so in its first window. Pure: *now* (monotonic seconds) is an argumen
 import math
 from bisect import insort
 from collections import OrderedDict, deque
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MAX_KEYS: Final = 50_000
@@ -114,11 +115,13 @@ def _refusal(log: deque[float], limit: int, now: float) -> Decision | None:
     return Decision(False, limit, 0, log[excess] - now, log[-1] - now)  # above 0 after the limit was lowered
 
 
+@lru_cache(maxsize=64)
 def duration_text(seconds: float) -> str:
     """
     Write a duration as OpenAI's `x-ratelimit-reset-*` headers do: `120ms`, `12.5s`, `1m0s`.
 
-    Rounded up to whole milliseconds, so that who waits this long does not come too early.
+    Rounded up to whole milliseconds, so that who waits this long does not come too early. A few are
+    remembered: nearly all that are written are the window's own.
     """
     milliseconds = max(0, math.ceil(round(seconds * 1000, 6)))
     if 0 < milliseconds < 1000:

@@ -375,7 +375,7 @@ def bad_finish(call: Call, failures: Failures, error: Any) -> UpstreamError:
 
 def usage_of(usage: Any) -> Usage | None:
     """Read the tokens in the words of either API; None where there are none to read."""
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     completion = usage.get("completion_tokens", usage.get("output_tokens"))
