@@ -48,7 +48,7 @@ class Store(Protocol):
         """Let go of everything, whatever state it is in; never raises `StoreAway`."""
 
     async def ping(self) -> None:
-        """Return if it answers."""
+        """Return if it answers, and would keep what it is told."""
 
     # Breakers.
 

@@ -406,9 +406,9 @@ async def test_a_store_is_closed_while_its_server_says_nothing(redis_server: Red
         ("off >any ~* +@all", "redis refuses the user or the password"),
         ("on >any ~other:* +@all", "redis does not permit its user a command or a key that is needed"),
         ("on >any ~* +@all -xadd", "redis does not permit its user a command or a key that is needed"),
-        ("on >any ~* +@all -ping", "redis does not permit its user a command or a key that is needed"),
+        ("on >any ~* +@all -set", "redis does not permit its user a command or a key that is needed"),
     ],
-    ids=["wrong password", "not active", "no key", "no command", "no ping"],
+    ids=["wrong password", "not active", "no key", "no command", "no word to begin with"],
 )
 async def test_people_are_told_what_the_server_refuses(
     redis_server: RedisServer, setting: str, said: str
@@ -425,10 +425,12 @@ async def test_people_are_told_what_the_server_refuses(
 
 
 async def test_people_are_told_that_a_server_only_reads(redis_server: RedisServer) -> None:
-    async with (
-        RedisServer("--replicaof", HOST, str(redis_server.port)) as replica,
-        opened(redis_store(replica.url)) as store,
-    ):
+    async with RedisServer("--replicaof", HOST, str(redis_server.port)) as replica:
+        assert await why_not_open(replica.url) == "redis is a replica that only reads"
+
+    async with opened(redis_store(redis_server.url)) as store:
+        await redis_server.command("REPLICAOF", HOST, "1")
+
         assert await why(store.append([frame("1")])) == "redis is a replica that only reads"
         assert await why(store.merge_breaker(OPEN)) == "redis is a replica that only reads"
 

@@ -1,9 +1,10 @@
 """State that replicas share, in a Redis."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sentinel_proxy.config.redis_url import parse_redis_url
 from sentinel_proxy.model import Frame
@@ -115,7 +116,7 @@ class RedisStore:
     async def _try(self) -> None:
         """Return if the server answers; find out whether it allows scripts."""
         client = await self._servers.of(self._keys.birth)
-        await client.ping()
+        await self._write(client)
         try:
             with in_plain_words():
                 await client.execute_command("EVAL", "return 1", 1, self._keys.birth)
@@ -140,9 +141,13 @@ class RedisStore:
         """See `Store`."""
 
         async def question() -> None:
-            await (await self._servers.of(self._keys.birth)).ping()
+            await self._write(await self._servers.of(self._keys.birth))
 
         await self._ask(question)
+
+    async def _write(self, client: Any) -> None:
+        """Return if *client* can write: one that is full or only reads answers any `PING`."""
+        await client.set(self._keys.birth, secrets.token_hex(8), nx=True)
 
     # Breakers.
 
