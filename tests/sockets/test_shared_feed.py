@@ -32,8 +32,14 @@ async def pair(
     start: Start, primary: FaultyUpstream, backup: FaultyUpstream, redis_server: RedisServer
 ) -> Sequence[Harness]:
     """Two proxies that share one Redis."""
-    config = settings(primary, backup, redis_server.url)
-    return [await start(config), await start(config)]
+    return await sharing(start, settings(primary, backup, redis_server.url))
+
+
+async def sharing(start: Start, config: Config) -> Sequence[Harness]:
+    """Start two proxies and wait until both are in touch with their store: a busy one starts without."""
+    pair = [await start(config), await start(config)]
+    await eventually(lambda: all(map(is_up, pair)), RETURN_SECONDS)
+    return pair
 
 
 def notice(proxy: Harness, *numbers: int) -> None:
@@ -249,7 +255,7 @@ class TestProbes:
     ) -> None:
         primary.always(openai_models("gpt-4o-mini"))
         config = settings(primary, backup, redis_server.url, health=HealthConfig(interval=3600))
-        one, other = [await start(config), await start(config)]
+        one, other = await sharing(start, config)
 
         await one.client.post("/api/providers/openai/probe")
         await eventually(lambda: other.proxy.health.view()["openai"]["last_probe"])
