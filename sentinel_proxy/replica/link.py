@@ -69,7 +69,8 @@ class Link:
     The store is up once it was opened, and until three answers, one after the other, failed or
     came too late for who had asked. It is up again when it answers a ping about as
     soon as the least patient of those had wanted, or a slow store would come back every fifth
-    second to be slow.
+    second to be slow. That it is back is told once an answer came quite as soon, so one that is
+    a little too slow comes and goes without a word.
 
     Args:
         state: Told whether the store is up, and of every command that failed.
@@ -89,7 +90,7 @@ class Link:
         self._told_away = False
         self._failures = 0  # in a row, each of a command that was begun after the failure before
         self._failed_at = -math.inf  # the last of them, by the event loop's clock
-        self._patience = ANSWER_SECONDS  # the least of those who met these failures
+        self._patience = ANSWER_SECONDS  # the least of those who met failures, until these are forgiven
         self._went = asyncio.Event()
         self._tried = asyncio.Event()
         state.kind, state.up, state.since = store.kind, False, clock.time()
@@ -183,7 +184,7 @@ class Link:
         elif seconds > within_seconds + BUSY_SECONDS:
             self._failed(account, _late(within_seconds), within_seconds)
         elif seconds <= self._patience:
-            self._failures, self._patience = 0, ANSWER_SECONDS
+            self._forgive()
 
     def _failed(self, account: _Account, error: BaseException, patience: float) -> None:
         self._state.errors[account.operation] += 1
@@ -201,17 +202,19 @@ class Link:
         """Open the store; whenever it went away, find out when it is back. Ends when cancelled."""
         while True:
             try:
-                await self._reach()
+                seconds = await self._reach()
             except StoreAway as error:
                 self._gone(error)
             else:
-                await self._back()
+                await self._back(seconds)
             self._tried.set()
             await self._went.wait()
             await self._clock.sleep(BYPASS_SECONDS)
 
-    async def _reach(self) -> None:
-        """Return if the store is there, soon enough; raises `StoreAway` if not."""
+    async def _reach(self) -> float:
+        """Return how many seconds the store took to answer; raises `StoreAway` if that is too long."""
+        now = asyncio.get_running_loop().time
+        begun = now()
         seconds = self._patience + BUSY_SECONDS if self._opened else OPEN_SECONDS
         try:
             async with asyncio.timeout(seconds):
@@ -219,6 +222,7 @@ class Link:
         except TimeoutError:
             raise _late(seconds) from None
         self._opened = True
+        return now() - begun
 
     def _gone(self, error: BaseException) -> None:
         if self.up:
@@ -229,13 +233,19 @@ class Link:
             details = {"kind": self.store.kind, "why": str(error)}
             self._emit(Noticed("warning", "the state store is away; this replica goes on alone", details))
 
-    async def _back(self) -> None:
+    def _forgive(self) -> None:
+        """The store was as quick as anybody wants it to be."""
         self._failures, self._patience = 0, ANSWER_SECONDS
-        self._went.clear()
-        self._state.up, self._state.since = True, self._clock.time()
-        if self._told_away:
+        if self._told_away and self.up:
             self._told_away = False
             self._emit(Noticed("info", "the state store is back", {"kind": self.store.kind}))
+
+    async def _back(self, seconds: float) -> None:
+        self._failures = 0
+        self._went.clear()
+        self._state.up, self._state.since = True, self._clock.time()
+        if seconds <= self._patience:
+            self._forgive()
         for callback in self._on_return:
             try:
                 await callback()

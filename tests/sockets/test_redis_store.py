@@ -446,6 +446,27 @@ async def test_people_are_told_that_memory_is_full(redis_server: RedisServer) ->
         assert await why(store.admit("a client", 5, 60.0, 1)) == "redis has no memory left"
 
 
+@pytest.mark.parametrize(
+    ("ails", "heals"),
+    [
+        (("REPLICAOF", HOST, "1"), ("REPLICAOF", "NO", "ONE")),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    ],
+    ids=["it only reads", "its memory is full"],
+)
+async def test_a_server_that_answers_but_keeps_nothing_is_away(
+    redis_server: RedisServer, ails: tuple[str, ...], heals: tuple[str, ...]
+) -> None:
+    """Or it would come back every five seconds, to refuse whatever it is told."""
+    async with opened(redis_store(redis_server.url)) as store:
+        await redis_server.command(*ails)
+        with pytest.raises(StoreAway):
+            await store.ping()
+
+        await redis_server.command(*heals)
+        await store.ping()
+
+
 async def test_people_are_told_that_a_key_is_something_else(redis_server: RedisServer) -> None:
     await redis_server.command("SET", "{sentinel}:breakers", SECRET)
     async with opened(redis_store(redis_server.url)) as store:

@@ -99,6 +99,11 @@ class Parts:
         self.link = Link(cast(Store, store), self.clock, self.state, self.events.append, "01REPLICA")
 
     @property
+    def levels(self) -> list[str]:
+        """How grave each of that is."""
+        return [event.level for event in self.events if isinstance(event, Noticed)]
+
+    @property
     def told(self) -> list[str]:
         """What operators read, in order."""
         return [event.message for event in self.events if isinstance(event, Noticed)]
@@ -294,6 +299,26 @@ class TestSlow:
             silence.set()
 
         assert away
+
+    async def test_a_store_that_is_a_little_too_slow_comes_and_goes_without_a_word(self) -> None:
+        store = FarStore()
+        silence = asyncio.Event()
+        async with linked(store) as parts:
+            store.seconds = 0.05
+            for _ in range(3):
+                await parts.fails(FAILURES, unanswered(silence), within_seconds=0.02)
+                await eventually(lambda: parts.link.up)
+            went_and_came = parts.levels
+            await parts.fails(FAILURES, unanswered(silence), within_seconds=0.02)
+            store.seconds = 0.0
+            while parts.levels == went_and_came:
+                with suppress(StoreAway):  # a command proves as much as a ping that came late
+                    await parts.link.ask("read", answered)
+                await asyncio.sleep(0.01)
+            silence.set()
+
+        assert went_and_came == ["warning"]
+        assert parts.levels == ["warning", "info"]
 
     async def test_an_answer_that_is_late_for_others_forgives_nothing(self) -> None:
         silence = asyncio.Event()
