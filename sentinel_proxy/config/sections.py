@@ -16,6 +16,7 @@ from sentinel_proxy.config.values import (
     Count,
     KeepAlive,
     Name,
+    Namespace,
     Network,
     Port,
     PositiveCount,
@@ -143,7 +144,7 @@ class StateConfig(Section):
     """[state]"""
 
     url: StateUrl = Field(default="sqlite://", repr=False)  # may hold the password of a Redis
-    namespace: Text = "sentinel"
+    namespace: Namespace = "sentinel"
     incidents: PositiveCount = 500
     events: PositiveCount = 500
 

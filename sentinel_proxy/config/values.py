@@ -40,6 +40,13 @@ def _name(text: str) -> str:
     return text
 
 
+def _namespace(text: str) -> str:
+    """Refuse braces: they tell a Redis cluster which part of a key says where it is kept, and we set them."""
+    if "{" in text or "}" in text:
+        raise ValueError("must not have braces in it")
+    return text
+
+
 def _secret(secret: SecretStr) -> SecretStr:
     """Refuse what no HTTP header can carry: an accepted key must be a usable key."""
     text = secret.get_secret_value()
@@ -108,6 +115,7 @@ def _keep_alive(value: object, handler: ValidatorFunctionWrapHandler) -> str | i
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Namespace = Annotated[Text, AfterValidator(_namespace)]
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Network = Annotated[str, AfterValidator(_network)]

@@ -417,6 +417,7 @@ MISTAKES = [
     ("infinite", "[timeouts]\nidle = inf", "timeouts.idle", "must be a finite number"),
     ("date", "[timeouts]\nidle = 2024-01-01", "timeouts.idle", "must be a number, not a date or time"),
     ("number for text", "[server]\nhost = 1", "server.host", "must be text in quotes, not 1"),
+    ("braces", '[state]\nnamespace = "{}x"', "state.namespace", "must not have braces in it"),
     ("empty text", '[state]\nnamespace = ""', "state.namespace", "must not be empty"),
     (
         "one of few",
