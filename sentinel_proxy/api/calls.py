@@ -7,10 +7,12 @@ fields that we have never heard of.
 
 import math
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any, Final
 
 from sentinel_proxy.errors import CallerError
 from sentinel_proxy.model import NO_CONTROLS, Call, Controls, Endpoint, Headers, Trace
+from sentinel_proxy.wire.heads import Names, by_names
 from sentinel_proxy.wire.json import loads
 
 # What each endpoint cannot do without, and the types it may have.
@@ -110,20 +112,23 @@ def _check(endpoint: Endpoint, payload: Mapping[str, Any]) -> None:
 
 def _read_headers(headers: Headers) -> tuple[Controls, float | None, bool]:
     """Return the caller's controls, the time its SDK will wait, and whether this is the SDK's own retry."""
-    ours: dict[bytes, bytes] | None = None
+    ours: dict[bytes, bytes] = {}
     sdk_seconds: float | None = None
     is_retry = False
-    for name, value in headers:
-        if name[:2] != b"x-":
-            continue
-        if name.startswith(b"x-sentinel-"):
-            ours = ours or {}
-            ours[name] = value
-        elif name == _RETRY_COUNT:
+    for name, value in compress(headers, _concern_us(headers)):
+        if name == _RETRY_COUNT:
             is_retry = value.strip() not in (b"", b"0")
         elif name in _SDK_TIMEOUTS:
             sdk_seconds = _seconds(value)
+        else:
+            ours[name] = value
     return (_controls(ours) if ours else NO_CONTROLS), sdk_seconds, is_retry
+
+
+@by_names
+def _concern_us(names: Names) -> tuple[bool, ...]:
+    told = (_RETRY_COUNT, *_SDK_TIMEOUTS)
+    return tuple(name in told or name.startswith(b"x-sentinel-") for name in names)
 
 
 def _controls(headers: Mapping[bytes, bytes]) -> Controls:

@@ -4,10 +4,12 @@ The headers of an answer: what an upstream said that concerns the caller, and wh
 The `x-sentinel-*` headers tell how the answer came to be; docs/headers.md describes them.
 """
 
+from itertools import compress
 from typing import Final
 
-from sentinel_proxy.model import Call, Header, Headers, header
+from sentinel_proxy.model import Call, Header, Headers
 from sentinel_proxy.reply import Reply
+from sentinel_proxy.wire.heads import Names, by_names
 
 # What belongs to one hop (RFC 9110 §7.6.1) or to the upstream's own site.
 _NEVER_RELAYED: Final = frozenset(
@@ -62,12 +64,20 @@ def relayed(headers: Headers, *, with_body: bool = False) -> list[Header]:
     Args:
         with_body: The body goes along byte for byte, and with it what describes it.
     """
-    dropped = _NEVER_RELAYED if with_body else _NEVER_OR_OF_THE_BODY
-    kept = [pair for pair in headers if pair[0] not in dropped and not pair[0].startswith(b"x-sentinel-")]
-    if named := header(headers, b"connection"):
-        own_hop = {name.strip().lower() for name in named.split(b",")}
+    concerns, connections = _sorted_out(headers, with_body)
+    kept = list(compress(headers, concerns))
+    for at in connections:
+        own_hop = {name.strip().lower() for name in headers[at][1].split(b",")}
         kept = [pair for pair in kept if pair[0] not in own_hop]
     return kept
+
+
+@by_names
+def _sorted_out(names: Names, with_body: bool) -> tuple[tuple[bool, ...], tuple[int, ...]]:
+    """Return which headers of these names concern the caller, and where those are that may name others."""
+    dropped = _NEVER_RELAYED if with_body else _NEVER_OR_OF_THE_BODY
+    concerns = tuple(name not in dropped and not name.startswith(b"x-sentinel-") for name in names)
+    return concerns, tuple(at for at, name in enumerate(names) if name == b"connection")
 
 
 def of_call(call: Call | None, reply: Reply | None, seconds: float) -> list[Header]:

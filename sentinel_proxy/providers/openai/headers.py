@@ -5,10 +5,11 @@ Everything does, so that features we never heard of work, except what belongs to
 connection, what names the caller to its own peers, and what is a secret between others.
 """
 
-from functools import lru_cache
+from itertools import compress
 from typing import Final
 
 from sentinel_proxy.model import Header, Headers
+from sentinel_proxy.wire.heads import Names, by_names
 
 _KEPT_BACK: Final = frozenset(
     (
@@ -40,7 +41,6 @@ _KEPT_BACK: Final = frozenset(
     )
 )
 _KEPT_BACK_PREFIXES: Final = (b"x-forwarded-", b"x-sentinel-", b"proxy-", b"sec-")
-_LONGEST_NAME: Final = 64  # bytes; what is longer is none of the above, whatever follows
 _OF_THE_ACCOUNT: Final = frozenset((b"openai-organization", b"openai-project"))
 _ORDINARY_CONNECTION: Final = (b"keep-alive", b"close")
 
@@ -54,25 +54,26 @@ def forwarded(headers: Headers, *, with_account: bool, traceparent: bytes | None
             caller's key and go where it goes.
         traceparent: Takes the place of the caller's (W3C Trace Context 1, §2.2).
     """
-    kept: list[Header] = [(b"accept-encoding", b"identity")]
-    for pair in headers:
-        name = pair[0]
-        if _is_kept_back(name[:_LONGEST_NAME]):
-            if name == b"connection" and pair[1].lower() not in _ORDINARY_CONNECTION:
-                return forwarded(_without_listed(headers), with_account=with_account, traceparent=traceparent)
-        elif (name != b"traceparent" or traceparent is None) and (
-            with_account or name not in _OF_THE_ACCOUNT
-        ):
-            kept.append(pair)
+    sent_on, connections = _sorted_out(headers, with_account, traceparent is not None)
+    for at in connections:
+        if headers[at][1].lower() not in _ORDINARY_CONNECTION:
+            return forwarded(_without_listed(headers), with_account=with_account, traceparent=traceparent)
+    kept = [(b"accept-encoding", b"identity"), *compress(headers, sent_on)]
     if traceparent is not None:
         kept.append((b"traceparent", traceparent))
     return kept
 
 
-@lru_cache(maxsize=1024)
-def _is_kept_back(name: bytes) -> bool:
-    """Whether a header stays here; remembered, for callers send the same names again and again."""
-    return name in _KEPT_BACK or name.startswith(_KEPT_BACK_PREFIXES)
+@by_names
+def _sorted_out(
+    names: Names, with_account: bool, has_traceparent: bool
+) -> tuple[tuple[bool, ...], tuple[int, ...]]:
+    """Return which headers of these names may be sent on, and where those are that may name others."""
+    kept_back = _KEPT_BACK if with_account else _KEPT_BACK | _OF_THE_ACCOUNT
+    if has_traceparent:
+        kept_back = kept_back | {b"traceparent"}
+    sent_on = tuple(name not in kept_back and not name.startswith(_KEPT_BACK_PREFIXES) for name in names)
+    return sent_on, tuple(at for at, name in enumerate(names) if name == b"connection")
 
 
 def _without_listed(headers: Headers) -> list[Header]:

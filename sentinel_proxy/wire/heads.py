@@ -1,0 +1,34 @@
+"""
+What follows from the names in a head, decided once.
+
+The same programs send the same names in the same order again and again; only the values differ.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+from sentinel_proxy.model import Headers
+
+MOST_NAMES: Final = 64
+"""More than honest programs send; what follows from more is not remembered, however often they come."""
+
+HEADS: Final = 64
+"""Remembered for each question. A head is bounded by whoever reads it, so this is a few MB at most."""
+
+Names = tuple[bytes, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def by_names(decide: Callable[Concatenate[Names, P], T]) -> Callable[Concatenate[Headers, P], T]:
+    """Let *decide*, which looks at names alone, be asked about whole heads, and remember what it says."""
+    remembered = lru_cache(HEADS)(decide)
+
+    def decided(headers: Headers, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        names = tuple([name for name, _ in headers])
+        if len(names) > MOST_NAMES:
+            return decide(names, *args, **kwargs)
+        return remembered(names, *args, **kwargs)  # type: ignore[arg-type]  # all that is asked can be hashed
+
+    return decided
