@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final, Protocol
 
 from sentinel_proxy.clock import Clock
@@ -159,10 +159,9 @@ class Journal:
             for frame in frames[place:]
             if frame.id not in self._early and not self._feed.knows(frame.id)
         ]
-        before: list[Frame] = []
-        if not place:  # it has lost its memory; or its ring went round, and leaves no room for these
-            out_of_order = self._early.keys() | set(ids)
-            before = [frame for frame in self._feed.remembered if frame.id not in out_of_order]
+        known = set(ids)  # what was before them is known here alone, if the store has lost its memory since
+        older = takewhile(lambda frame: frame.id not in known, self._feed.remembered)
+        before = [frame for frame in older if frame.id not in self._early]
         self._feed.relearn([*before, *frames][-self._capacity :], unseen)
         self._heard_of(frames)
         self._expected.clear()

@@ -321,6 +321,22 @@ async def test_a_store_that_lost_its_memory_takes_nothing_from_ours() -> None:
         assert await one.told() == [1, 2]
 
 
+async def test_nor_does_it_when_it_is_read_again_after_it_was_told_something_since() -> None:
+    async with a_room() as room:
+        one, other = room.replicas
+        one.tell(1)
+        await room.settle()
+        room.state.forget()
+        await room.settle()
+        other.tell(2)
+        await room.settle()
+
+        await one.journal.synchronise()
+
+        assert one.remembered() == [1, 2]
+        assert await one.told() == [1, 2]
+
+
 async def test_who_was_away_for_a_whole_ring_tells_that_some_is_missed() -> None:
     async with a_room(capacity=5) as room:
         one, other = room.replicas
