@@ -18,13 +18,12 @@ from typing import Final
 
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.eligibility import may_go_on, overflowed_tokens, unfit
-from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
+from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError, forget_frames
 from sentinel_proxy.events import AttemptFailed, CallFailedOver, CallRetried, Emit
 from sentinel_proxy.hedging import Hedge, Hedging, Try
 from sentinel_proxy.model import Attempt, Call, UpstreamRequest
 from sentinel_proxy.providers.base import Decoder
 from sentinel_proxy.reply import Reply
-from sentinel_proxy.resilience.deadline import patience
 from sentinel_proxy.resilience.retry import RetryPolicy
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.upstream.base import Exchange
@@ -100,6 +99,7 @@ class Failover:
                     raise self._passed_by(upstream, call, reason)
                 reply = await self._ask(upstream, call, wrap, others=chain[position + 1 :], hedge=hedge)
             except (UpstreamError, BreakerOpen) as failure:
+                forget_frames(failure)
                 failures.append(failure)
                 if not may_go_on(call, failure):
                     break
@@ -161,6 +161,7 @@ class Failover:
         try:
             return await (attempt() if hedge is None else hedge.first(upstream, attempt))
         except UpstreamError as failure:
+            forget_frames(failure)
             first = failure
         if not call.trail[-1].sent or self._rests(upstream, call):
             raise first
@@ -241,7 +242,7 @@ class Failover:
         """Send the call and return once there is something worth committing to."""
         clock = self._clock
         started = clock.monotonic()
-        waits = patience(call, model, upstream.timeouts)
+        waits = upstream.waits.of(call, model)
         until = min(started + waits.begin, call.deadline)
         exchange: Exchange | None = None
         try:
@@ -280,6 +281,7 @@ class Failover:
         try:
             return await self._ask(upstream, call, wrap, early=True)
         except (UpstreamError, BreakerOpen) as failure:
+            forget_frames(failure)
             raise NoReply([*failures, failure]) from None
 
     def _passed_by(self, upstream: Upstream, call: Call, failure: Failure) -> Failure:
@@ -345,6 +347,6 @@ async def _error_body(exchange: Exchange, until: float) -> bytes:
     try:
         while not exchange.complete and len(body) < MAX_ERROR_BYTES:
             body += await exchange.read(until)
-    except UpstreamError:
-        pass  # the status has said what matters
+    except UpstreamError as error:
+        forget_frames(error)  # the status has said what matters
     return body[:MAX_ERROR_BYTES]

@@ -16,7 +16,7 @@ from sentinel_proxy.api.calls import read_call
 from sentinel_proxy.api.relay import Caller, HungUp, send_whole
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import Config
-from sentinel_proxy.errors import CallerError, NoReply, UpstreamError
+from sentinel_proxy.errors import CallerError, NoReply, UpstreamError, forget_frames
 from sentinel_proxy.events import CallFinished, Emit
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Endpoint, Header, Load, Outcome, StateHealth, Trace, header
@@ -26,7 +26,7 @@ from sentinel_proxy.wheel import Wheel
 from sentinel_proxy.wire.openai import error_event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Service:
     """What the endpoints work with; assembled once by `app`."""
 
@@ -39,6 +39,12 @@ class Service:
     emit: Emit
     lines: "set[Line]" = field(default_factory=set)  # the requests being served
     state: StateHealth = field(default_factory=StateHealth)
+    max_body_bytes: int = field(init=False)  # these two every call looks up
+    total_seconds: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.max_body_bytes = self.config.server.max_body_bytes
+        self.total_seconds = self.config.timeouts.total
 
 
 class Line:
@@ -70,7 +76,7 @@ class Line:
         """
         service, scope = self._service, self._scope
         before = service.clock.monotonic()
-        body = await self.caller.body(scope, service.config.server.max_body_bytes)
+        body = await self.caller.body(scope, service.max_body_bytes)
         waited = service.clock.monotonic() - before
         if rewrite is not None:
             body = rewrite(body)
@@ -80,15 +86,15 @@ class Line:
             scope["headers"],
             scope["query_string"],
             body,
-            service.config.timeouts.total,
+            service.total_seconds,
         )
         self.call.waited_seconds = waited
         return self.call
 
     def watch(self, call: Call) -> None:
         """Watch for a hang-up from here on; a stream that is long in coming is kept warm."""
-        timeouts = self._service.config.timeouts
         if call.stream:
+            timeouts = self._service.config.timeouts
             self.caller.watch(
                 hold_seconds=timeouts.header_hold,
                 heartbeat_seconds=timeouts.heartbeat,
@@ -117,6 +123,7 @@ class Line:
             if not self.caller.cancelled():
                 raise
             self.finish(Outcome.HUNG_UP, 499)
+        forget_frames(error)
 
     async def _end(self, error: BaseException) -> None:
         match error:

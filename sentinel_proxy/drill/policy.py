@@ -16,7 +16,7 @@ from sentinel_proxy.model import Call, Endpoint
 from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.rescue import MIN_SECONDS_LEFT
 from sentinel_proxy.resilience.budget import FREE_RETRIES
-from sentinel_proxy.resilience.deadline import Patience, overridden, patience
+from sentinel_proxy.resilience.deadline import Patience, Waits, overridden
 from sentinel_proxy.resilience.retry import PATIENCE_SECONDS
 
 
@@ -85,7 +85,7 @@ class Policy:
         provider = self.providers[position]
         timeouts = overridden(self.config.timeouts, provider.timeouts)
         call = self.call()
-        return patience(call, provider.model_for(call.model), timeouts)
+        return Waits(timeouts).of(call, provider.model_for(call.model))
 
     def unhurried(self, seconds: float, *, times: int) -> float:
         """Return *seconds*, or less where a wait of so much, so many times over, would touch a limit."""

@@ -5,7 +5,7 @@ Keys are kept and compared as SHA-256 digests: the comparison takes the same tim
 key, and no key can be printed by accident.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,16 +27,15 @@ class AuthMiddleware:
         self.app = app
         self._clients = clients
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and self._clients and is_call(scope["path"]):
             scheme, _, key = (header(scope["headers"], b"authorization") or b"").partition(b" ")
             name = self._clients.get(sha256(key.strip()).digest()) if scheme.lower() == b"bearer" else None
             if name is None:
                 message = "the API key of this call is not one that this proxy lists for its clients"
-                await send_error(send, answer(401, message, code="invalid_api_key", retry=False))
-                return
+                return send_error(send, answer(401, message, code="invalid_api_key", retry=False))
             scope[Trace.SCOPE_KEY].client = name
-        await self.app(scope, receive, send)
+        return self.app(scope, receive, send)
 
 
 def is_call(path: str) -> bool:

@@ -8,7 +8,7 @@ silence on the wire, and a wire that is alive but says nothing.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -51,17 +51,24 @@ def _is_named_so(model: str) -> bool:
     return _REASONING_MODEL.search(model) is not None
 
 
-def patience(call: Call, model: str, timeouts: TimeoutsConfig) -> Patience:
-    """Return the waits of an attempt of *call* at a provider where it goes to *model*."""
-    if not call.stream:
-        begin = timeouts.total if reasons(call.payload, model) else timeouts.answer
-    elif call.controls.first_token_timeout_seconds is not None:
-        begin = call.controls.first_token_timeout_seconds
-    elif reasons(call.payload, model):
-        begin = timeouts.first_token_reasoning
-    else:
-        begin = timeouts.first_token
-    return Patience(timeouts.connect, begin, timeouts.idle, timeouts.progress)
+class Waits:
+    """How patient we are with one provider, by what is asked of it."""
+
+    __slots__ = ("_stream", "_stream_reasoning", "_whole", "_whole_reasoning")
+
+    def __init__(self, timeouts: TimeoutsConfig) -> None:
+        self._stream = Patience(timeouts.connect, timeouts.first_token, timeouts.idle, timeouts.progress)
+        self._stream_reasoning = replace(self._stream, begin=timeouts.first_token_reasoning)
+        self._whole = replace(self._stream, begin=timeouts.answer)
+        self._whole_reasoning = replace(self._stream, begin=timeouts.total)
+
+    def of(self, call: Call, model: str) -> Patience:
+        """Return the waits of an attempt of *call*, which goes to *model* there."""
+        if not call.stream:
+            return self._whole_reasoning if reasons(call.payload, model) else self._whole
+        if (wanted_seconds := call.controls.first_token_timeout_seconds) is not None:
+            return replace(self._stream, begin=wanted_seconds)
+        return self._stream_reasoning if reasons(call.payload, model) else self._stream
 
 
 def overridden(timeouts: TimeoutsConfig, overrides: Mapping[str, float]) -> TimeoutsConfig:

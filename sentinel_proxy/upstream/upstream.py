@@ -15,7 +15,7 @@ from sentinel_proxy.model import Controls
 from sentinel_proxy.providers.base import Provider
 from sentinel_proxy.resilience.breaker import BUSY_SECONDS, Leases
 from sentinel_proxy.resilience.budget import RetryBudget
-from sentinel_proxy.resilience.deadline import overridden
+from sentinel_proxy.resilience.deadline import Waits, overridden
 from sentinel_proxy.resilience.gate import Gate
 from sentinel_proxy.resilience.scopes import ProviderBreakers, ScopedPermit
 from sentinel_proxy.upstream.base import Transport
@@ -38,6 +38,7 @@ class Upstream:
     transport: Transport
     breakers: ProviderBreakers
     timeouts: TimeoutsConfig
+    waits: Waits  # what follows from *timeouts* for calls
     budget: RetryBudget
     gate: Gate = field(default_factory=Gate)
     in_flight: int = 0
@@ -60,7 +61,7 @@ class Upstream:
         own = overridden(timeouts, provider.timeouts)
         lease = max(own.first_token, own.first_token_reasoning, own.answer) + LEASE_MARGIN_SECONDS
         breakers = ProviderBreakers(provider.name, breaker, emit, lease_seconds=lease, leases=leases)
-        return cls(provider, transport, breakers, own, RetryBudget(retry.budget))
+        return cls(provider, transport, breakers, own, Waits(own), RetryBudget(retry.budget))
 
     @property
     def name(self) -> str:
