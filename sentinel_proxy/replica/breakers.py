@@ -148,11 +148,11 @@ class SharedBreakers:
 
     async def tick(self) -> None:
         """Look after leases; call this every `trials.ROUND_SECONDS`. A store that is away is no error."""
-        with suppress(StoreAway):
-            for trials in list(self._trials):
+        for trials in list(self._trials):
+            with suppress(StoreAway):  # it may have failed for these alone
                 await trials.tick()
-                if trials.idle:
-                    self._trials.pop(trials, None)
+            if trials.idle:
+                self._trials.pop(trials, None)
 
     async def leave(self) -> None:
         """Tell what is untold and give back all leases, as far as the store is there."""

@@ -853,3 +853,29 @@ async def test_a_store_whose_clock_stands_still_makes_no_rest_longer(
     await rounds(clock, 30.5, a, b)
 
     assert [replica.own.rest(clock.monotonic()) for replica in (a, b)] == [0.0, 0.0]
+
+
+async def test_a_lease_that_the_store_refuses_keeps_nobody_from_renewing_others(
+    a: Replica, state: FakeState, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = a.shared.leases("openai", 1)
+    assert of is not None
+    for model in ("first", "second"):
+        trials = of(model)
+        assert trials is not None
+        assert trials.take(clock.monotonic(), clock.monotonic() + 60) is None
+        await done()
+        assert trials.take(clock.monotonic(), clock.monotonic() + 60) is not None
+    take = a.store.take_lease
+
+    async def refuse_the_first(name: str, owner: str, seconds: float, places: int = 1) -> float:
+        if name.endswith("first"):
+            raise StoreAway("fake refuses")
+        return await take(name, owner, seconds, places)
+
+    monkeypatch.setattr(a.store, "take_lease", refuse_the_first)
+    clock.advance(ROUND_SECONDS)
+    await a.shared.tick()
+
+    (until,) = state.leases["trial openai second"].values()
+    assert until == clock.monotonic() + LEASE_SECONDS
