@@ -255,3 +255,14 @@ class NoReply(SentinelError):
         super().__init__("the deadline passed" if deadline_exceeded else "no provider answered")
         self.failures = failures
         self.deadline_exceeded = deadline_exceeded
+
+
+def forget_frames(error: BaseException) -> None:
+    """
+    Let go of the frames that *error* came through, and of the errors it came from.
+
+    An error that is kept, or that somebody keeps whom its frames know, is a cycle: request, answer
+    and connection would stay until the garbage collector comes by, which it rarely does here. For
+    whoever has caught an error for good; `error` itself stays as it is.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None

@@ -20,7 +20,7 @@ from typing import Any, Final
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import HedgeConfig
 from sentinel_proxy.eligibility import may_go_on, unfit
-from sentinel_proxy.errors import UpstreamError
+from sentinel_proxy.errors import UpstreamError, forget_frames
 from sentinel_proxy.events import CallHedged, Emit
 from sentinel_proxy.model import HEDGED, Call, Endpoint, Load
 from sentinel_proxy.reply import Reply
@@ -261,7 +261,8 @@ class Hedge:
             await self._stop()
             self._tell(upstream, "")
             raise
-        except Exception:  # told when its turn comes
+        except Exception as error:  # told when its turn comes
+            forget_frames(error)
             self._tell(upstream, "")
             raise failure from None
         self._tell(upstream, self._target.name)

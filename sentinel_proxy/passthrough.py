@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
+from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError, forget_frames
 from sentinel_proxy.events import AttemptFailed, Emit
 from sentinel_proxy.model import Attempt, Call, Headers, UpstreamRequest
 from sentinel_proxy.providers.openai import OpenAIProvider
@@ -128,11 +128,13 @@ class Passthrough:
             except (UpstreamError, BreakerOpen) as refused:
                 label = "open" if isinstance(refused, BreakerOpen) else "limited"
                 call.trail.append(Attempt(upstream.name, label, sent=False))
+                forget_frames(refused)
                 failures.append(refused)
                 continue
             try:
                 return await self._attempt(upstream, call, request, permit)
             except UpstreamError as error:
+                forget_frames(error)
                 failures.append(error)
                 if error.kind not in NOTHING_SENT:
                     break

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.errors import UpstreamError
+from sentinel_proxy.errors import UpstreamError, forget_frames
 from sentinel_proxy.model import Call, Headers, Usage
 from sentinel_proxy.providers.base import Decoder
 from sentinel_proxy.resilience.deadline import FINISH_GRACE_SECONDS, Patience
@@ -194,6 +194,7 @@ class Reply:
             data = await exchange.read(self._until(now))
         except UpstreamError as error:
             if decoder.finished:  # all was said; only the terminator is missing
+                forget_frames(error)
                 return decoder.close()
             raise self._broken(error) from None
         finally:

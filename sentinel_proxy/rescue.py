@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError
+from sentinel_proxy.errors import BreakerOpen, FailureKind, NoReply, UpstreamError, forget_frames
 from sentinel_proxy.events import Emit, StreamRescued
 from sentinel_proxy.failover import Failover
 from sentinel_proxy.model import Call, Endpoint, Usage
@@ -84,6 +84,7 @@ class Rescue:
         Raises:
             UpstreamError: *error* itself: it cannot be carried on, or nobody could.
         """
+        forget_frames(error)
         broken.close()
         mode = call.controls.rescue or self._mode
         reason = (

@@ -10,7 +10,7 @@ from sentinel_proxy.api import errors, headers
 from sentinel_proxy.api.calls import read_controls
 from sentinel_proxy.api.line import Line, Service
 from sentinel_proxy.api.relay import Caller
-from sentinel_proxy.errors import CallerError, UpstreamError
+from sentinel_proxy.errors import CallerError, UpstreamError, forget_frames
 from sentinel_proxy.model import Call, Endpoint, Headers, Outcome, Trace, UpstreamRequest, header
 from sentinel_proxy.passthrough import Passthrough, RawReply
 from sentinel_proxy.providers.openai import OpenAIProvider
@@ -59,7 +59,8 @@ class StreamedThrough:
                 await line.caller.send(data, more=True)
             await line.caller.send(b"", more=False)
             line.finish(_outcome(reply.status), reply.status)
-        except UpstreamError:
+        except UpstreamError as error:
+            forget_frames(error)
             # The body broke. Ending without its last byte is the only honest way to say so.
             line.finish(Outcome.TRUNCATED, reply.status if reply is not None else 502, "stream_interrupted")
         except BaseException as error:

@@ -305,6 +305,7 @@ class Caller:
         if self._alarm is not None:
             self._alarm.cancel()
         self._task = None
+        self._held_headers = None  # they are those of the line that has us
         for task in (self._watcher, self._keeper):
             if task is not None and not task.done():
                 task.cancel()

@@ -8,7 +8,7 @@ are not HTTP, a server error. An answer of any other kind proves that somebody i
 from dataclasses import dataclass
 from typing import Final
 
-from sentinel_proxy.errors import FailureKind, UpstreamError
+from sentinel_proxy.errors import FailureKind, UpstreamError, forget_frames
 from sentinel_proxy.model import Headers, UpstreamRequest, Verdict
 from sentinel_proxy.providers.openai import OpenAIProvider
 from sentinel_proxy.upstream.upstream import Upstream
@@ -60,6 +60,7 @@ async def probe(upstream: Upstream, until: float, now: float) -> Answer:
     try:
         status, headers, body = await ask(upstream, upstream.provider.probe(), until, now)
     except UpstreamError as error:
+        forget_frames(error)
         verdict = Verdict.UNCLEAR if error.kind is _OURS else Verdict.FAILED
         return Answer(verdict, error.message, error.kind, error=error)
     return judged(upstream, status, headers, body)

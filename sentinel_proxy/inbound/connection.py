@@ -28,6 +28,10 @@ _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _MAX_CACHED_TARGET_BYTES: Final = 256
 
 
+_DEAF: Final = HttpRequestParser(object())
+"""In place of a lost connection's parser: the two would keep each other until the collector comes by."""
+
+
 class Inbound(asyncio.Protocol):
     """
     A connection and the requests that come on it, answered one at a time and in order.
@@ -150,8 +154,10 @@ class Inbound(asyncio.Protocol):
         for turn in (self._turn, self._reading):
             if turn is not None:
                 turn.leave()
+        self._turn = self._reading = None
         self._waiting.clear()
         self.resume_writing()
+        self._parser = _DEAF
 
     def pause_writing(self) -> None:
         self.write_paused = True

@@ -107,14 +107,18 @@ class RetryPolicy:
                 or not budget.take(now)
             )
 
-        return await AsyncRetrying(
+        retrying = AsyncRetrying(
             retry=retriable,
             wait=_Pauses(self._settings, self._uniform),
             stop=exhausted,
             sleep=self._clock.sleep,
             before_sleep=lambda state: on_retry(state.upcoming_sleep),
             reraise=True,
-        )(attempt_or_first)
+        )
+        try:
+            return await retrying(attempt_or_first)
+        finally:
+            retrying.iter_state.reset()  # what it was about to do knows it: a cycle, and the call in it
 
 
 class _Pauses:

@@ -37,6 +37,10 @@ JOIN_BYTES: Final = 65_536
 """Up to this size, copying a body behind its head is cheaper than a second system call."""
 
 
+_DEAF: Final = HttpResponseParser(object())
+"""In place of a lost connection's parser: the two would keep each other until the collector comes by."""
+
+
 class _Stop(Exception):
     """Makes the parser stop where it is."""
 
@@ -259,6 +263,7 @@ class Connection(asyncio.Protocol):
             self._upload.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
+        self._parser = _DEAF
 
     def pause_writing(self) -> None:
         self._write_paused = True

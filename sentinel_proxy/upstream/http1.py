@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import Final
 
-from sentinel_proxy.errors import FailureKind, UpstreamError
+from sentinel_proxy.errors import FailureKind, UpstreamError, forget_frames
 from sentinel_proxy.model import ReplyHead, UpstreamRequest
 from sentinel_proxy.upstream.base import Sink, Transport
 from sentinel_proxy.upstream.connection import Connection
@@ -162,6 +162,7 @@ class Http1Transport(Transport):
             except UpstreamError as error:
                 if not _was_stale(connection, error):
                     raise
+                forget_frames(error)
         connection = await self._connect(connect_seconds, until)
         return await _converse(connection, request, head, until)
 
