@@ -4,7 +4,8 @@ The proxy that is soaked, and a witness inside it who says what only this proces
     python tests/bench/soaked.py WITNESS_FD OPENAI_PORT OLLAMA_PORT
 
 serves as `sentinel-proxy serve` does, on a free port, its log on stdout. Each line that comes on the
-witness's socket is answered by one line of JSON; "collect" has the garbage collector look first.
+witness's socket is answered by one line of JSON; "collect" has the garbage collector look first. It
+ends when that socket does.
 """
 
 import asyncio
@@ -82,7 +83,12 @@ class Witness:
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._asked)
 
     def _asked(self) -> None:
-        collected = gc.collect() if self._socket.recv(64) == COLLECT else 0
+        question = self._socket.recv(64)
+        if not question:  # whoever measures is gone
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._server.stop()
+            return
+        collected = gc.collect() if question == COLLECT else 0
         self._socket.sendall(orjson.dumps({**self._seen(), "collected": collected}) + b"\n")
 
     def _seen(self) -> dict[str, Any]:
