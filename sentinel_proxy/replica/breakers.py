@@ -109,17 +109,11 @@ class SharedBreakers:
         ours = self._record(key)
         if ours is not None and not _differ(ours, record):
             return False
-        stands = record if ours is None else self._stands(ours, record)
+        stands = record if ours is None or self._follows(ours, record) else merged(ours, record)
         if ours is None or _differ(ours, stands):
             breakers.adopt(record.model, _snapshot(stands), self._clock.monotonic())
             ours = self._record(key)
         return ours is not None and _differ(ours, record)
-
-    def _stands(self, ours: BreakerRecord, record: BreakerRecord) -> BreakerRecord:
-        if _move(ours) == _move(record) and ours.replica == record.replica:
-            # No move makes its own rest longer; a store whose clock was set back would, round by round.
-            return min(ours, record, key=lambda each: each.rest_seconds)
-        return record if self._follows(ours, record) else merged(ours, record)
 
     def _follows(self, ours: BreakerRecord, record: BreakerRecord) -> bool:
         """Whether both are one move that was made elsewhere: then others know how long it is to last."""

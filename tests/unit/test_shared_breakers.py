@@ -840,21 +840,6 @@ async def test_a_breaker_that_was_made_anew_does_not_pass_for_the_one_before_it(
     assert after.wait(clock.monotonic()) > 0
 
 
-async def test_a_store_whose_clock_stands_still_makes_no_rest_longer(
-    a: Replica, b: Replica, state: FakeState, clock: FakeClock
-) -> None:
-    """Its clock was set back, or another server took over whose clock is behind: nothing ages there."""
-    a.fail()
-    await spread(a, b)
-    state.clock = FakeClock()
-    (kept,) = state.records.values()
-    state.records = {kept.record.key: fake_store.Kept(kept.record, state.clock.monotonic())}
-
-    await rounds(clock, 30.5, a, b)
-
-    assert [replica.own.rest(clock.monotonic()) for replica in (a, b)] == [0.0, 0.0]
-
-
 async def test_a_lease_that_the_store_refuses_keeps_nobody_from_renewing_others(
     a: Replica, state: FakeState, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
