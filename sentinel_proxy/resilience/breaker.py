@@ -352,13 +352,14 @@ class Breaker:
         it is, `until` included. One that outlives the rest has become old and does not vote.
 
         Where the rest is over and it was not found out yet whether another replica holds the
-        trial, this one is held without a lease: with nobody left to ask, asking is better.
+        trial, this one is held without a lease: with nobody left to ask, asking is better. Where
+        another one does hold it, it is early all the same: that replica may have no call for it.
         """
         if self._state is not State.OPEN or self.trials(now):
             return None
-        if self._leases is None or self._rests(now):
+        if self._leases is None or self._rests(now) or self._leases.wait(now) > 0:
             return self._trial(now, None)
-        return None if self._leases.wait(now) > 0 else self._trial_after_rest(now, None)
+        return self._trial_after_rest(now, None)
 
     def isolate(self, now: float, until: float, reason: str) -> None:
         """Refuse everyone until *until* (monotonic seconds, may be infinite), whatever calls say."""

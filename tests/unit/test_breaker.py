@@ -829,16 +829,24 @@ def test_an_early_trial_needs_no_lease() -> None:
     assert (watched.breaker.state, leases.given_back) == (State.CLOSED, 0)
 
 
-def test_there_is_no_early_trial_after_the_rest_while_another_replica_tries() -> None:
+def test_where_everything_rests_a_call_tries_early_though_another_replica_holds_the_lease() -> None:
+    """It may have no call for it, and this one has nobody left to ask; it decides nothing if it fails."""
     leases = OneLease()
     leases.elsewhere_seconds = 6.0
     watched = Watched(leases=leases)
     watched.fail(3)
     watched.wait(30)
 
-    assert watched.breaker.acquire_early(watched.now) is None
+    trial = watched.breaker.acquire_early(watched.now)
 
+    assert trial is not None
+    assert watched.breaker.acquire_early(watched.now) is None
+    trial.fail(watched.now, "timeout")
     assert watched.breaker.state is State.OPEN
+    second = watched.breaker.acquire_early(watched.now)
+    assert second is not None
+    second.succeed(watched.now)
+    assert watched.breaker.state is State.CLOSED
 
 
 def test_where_everything_rests_and_nobody_is_known_to_try_a_call_tries_without_a_lease() -> None:

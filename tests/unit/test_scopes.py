@@ -803,5 +803,4 @@ def test_a_call_that_gets_no_lease_is_told_to_come_back_in_a_moment() -> None:
         watched.acquire()
 
     assert refusal.value.retry_after == BUSY_SECONDS
-    assert watched.breakers.acquire_early(A, watched.now) is None
     assert not watched.refuses(B)
