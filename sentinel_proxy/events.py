@@ -7,15 +7,13 @@ must not block, so listeners only note things down.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from sentinel_proxy.errors import FailureKind
 from sentinel_proxy.model import Call, Endpoint, Incident, Outcome, ProbeResult, Span, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptFailed:
+class AttemptFailed(NamedTuple):
     """One attempt at one provider failed; what follows is told by later events."""
 
     trace_id: str
@@ -27,8 +25,7 @@ class AttemptFailed:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class CallRetried:
+class CallRetried(NamedTuple):
     """The same provider will be tried once more, after a pause."""
 
     trace_id: str
@@ -36,8 +33,7 @@ class CallRetried:
     pause_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class CallFailedOver:
+class CallFailedOver(NamedTuple):
     """A provider other than the first of the chain began to answer."""
 
     trace_id: str
@@ -46,8 +42,7 @@ class CallFailedOver:
     reason: str  # how the source's last attempt is named in the trail
 
 
-@dataclass(frozen=True, slots=True)
-class CallHedged:
+class CallHedged(NamedTuple):
     """A stream was slow to begin, so another provider was asked as well; it is settled who answers."""
 
     trace_id: str
@@ -57,8 +52,7 @@ class CallHedged:
     after_seconds: float  # of silence
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRescued:
+class StreamRescued(NamedTuple):
     """A stream that broke after its first token was carried on elsewhere, or could not be."""
 
     trace_id: str
@@ -69,8 +63,7 @@ class StreamRescued:
     at_chars: int  # how much of the answer the caller had
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerChanged:
+class BreakerChanged(NamedTuple):
     """A breaker moved from one state to another."""
 
     provider: str
@@ -82,8 +75,7 @@ class BreakerChanged:
     moved_by: str | None = None  # another replica, if it was moved there and we follow
 
 
-@dataclass(frozen=True, slots=True)
-class CallFinished:
+class CallFinished(NamedTuple):
     """A call is over: its caller has the answer, an error, or is gone."""
 
     trace_id: str
@@ -101,8 +93,7 @@ class CallFinished:
     span: Span | None = None  # None: neither the caller nor we trace
 
 
-@dataclass(frozen=True, slots=True)
-class Noticed:
+class Noticed(NamedTuple):
     """Something about the process itself that an operator should read."""
 
     level: str  # "info" | "warning" | "error"
@@ -110,16 +101,14 @@ class Noticed:
     details: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeFinished:
+class ProbeFinished(NamedTuple):
     """A provider was asked for its health."""
 
     result: ProbeResult
     told_by: str | None = None  # another replica, if it was that which asked
 
 
-@dataclass(frozen=True, slots=True)
-class MappedModelsChecked:
+class MappedModelsChecked(NamedTuple):
     """A fallback was found to lack models that calls would be sent to there, or to have them again."""
 
     provider: str
@@ -127,16 +116,14 @@ class MappedModelsChecked:
     told_by: str | None = None  # another replica, if it was that which asked
 
 
-@dataclass(frozen=True, slots=True)
-class HealthChecked:
+class HealthChecked(NamedTuple):
     """A round of probes is over."""
 
     probed: int  # how many providers were asked; the others have just answered a call
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class IncidentChanged:
+class IncidentChanged(NamedTuple):
     """An incident began, is known better, or is over."""
 
     change: str  # "opened" | "updated" | "resolved"

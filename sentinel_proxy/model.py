@@ -8,7 +8,7 @@ may hold a name more than once (RFC 9110 §5.3); nothing here joins them.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from sentinel_proxy.clock import utc_text
 from sentinel_proxy.errors import FailureKind
@@ -156,8 +156,7 @@ class Trace:
     span: Span | None = None  # None: the caller sent no traceparent, and nobody traces here
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class UpstreamRequest:
+class UpstreamRequest(NamedTuple):
     """
     What one attempt sends, without its framing.
 
@@ -181,8 +180,7 @@ class UpstreamRequest:
         return f"<UpstreamRequest {self.method} {self.target}>"
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyHead:
+class ReplyHead(NamedTuple):
     """How an upstream's answer begins."""
 
     status: int

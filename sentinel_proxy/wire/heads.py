@@ -6,9 +6,10 @@ The same programs send the same names in the same order again and again; only th
 
 from collections.abc import Callable
 from functools import lru_cache
+from operator import itemgetter
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from sentinel_proxy.model import Headers
+from sentinel_proxy.model import Header, Headers
 
 MOST_NAMES: Final = 64
 """More than honest programs send; what follows from more is not remembered, however often they come."""
@@ -17,6 +18,7 @@ HEADS: Final = 64
 """Remembered for each question. A head is bounded by whoever reads it, so this is a few MB at most."""
 
 Names = tuple[bytes, ...]
+_name: Callable[[Header], bytes] = itemgetter(0)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ def by_names(decide: Callable[Concatenate[Names, P], T]) -> Callable[Concatenate
     remembered = lru_cache(HEADS)(decide)
 
     def decided(headers: Headers, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        names = tuple([name for name, _ in headers])
+        names = tuple(map(_name, headers))
         if len(names) > MOST_NAMES:
             return decide(names, *args, **kwargs)
         return remembered(names, *args, **kwargs)  # type: ignore[arg-type]  # all that is asked can be hashed

@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,8 +194,8 @@ class TestAmongOthers:
     @pytest.mark.parametrize(
         "event",
         [
-            replace(MOVED, moved_by="R1"),
-            replace(PROBED, told_by="R1"),
+            MOVED._replace(moved_by="R1"),
+            PROBED._replace(told_by="R1"),
             MappedModelsChecked("ollama", ("llama3.2",), "R1"),
         ],
         ids=lambda event: type(event).__name__,
@@ -212,14 +211,14 @@ class TestAmongOthers:
 
     async def test_what_happened_here_as_well_is_told(self, desk: Desk) -> None:
         opened(desk.providers["openai"])
-        desk.bus.emit(replace(MOVED, moved_by="R1"))
+        desk.bus.emit(MOVED._replace(moved_by="R1"))
         desk.bus.emit(MOVED)
         await asyncio.sleep(0)
 
         assert len(desk.told()) == 1
 
     async def test_an_order_given_here_is_told_whatever_else_has_happened(self, desk: Desk) -> None:
-        desk.bus.emit(replace(MOVED, moved_by="R1"))
+        desk.bus.emit(MOVED._replace(moved_by="R1"))
         desk.reporter.tell_status(always="ollama")
 
         assert [payload["provider"] for _, payload in desk.told()] == ["ollama"]
