@@ -87,7 +87,7 @@ async def test_a_replica_that_says_what_cannot_be_read_is_not_there(
 async def test_incidents_go_on_where_a_server_short_of_memory_has_forgotten_a_part(
     redis_server: RedisServer, user: str, lost: str
 ) -> None:
-    """As `maxmemory-policy allkeys-lru` does: one key is gone, the others are there."""
+    """J05, as with `maxmemory-policy allkeys-lru`: one key is gone, the others are there."""
     old = Contribution("outage openai", "A", "A1", True, b"{}")
     new = Contribution("outage ollama", "A", "A2", True, b"{}")
     async with a_store(user) as store:

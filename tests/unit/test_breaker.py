@@ -830,7 +830,7 @@ def test_an_early_trial_needs_no_lease() -> None:
 
 
 def test_where_everything_rests_a_call_tries_early_though_another_replica_holds_the_lease() -> None:
-    """It may have no call for it, and this one has nobody left to ask; it decides nothing if it fails."""
+    """F14: the other may have no call for it, this one has nobody left to ask; failing decides nothing."""
     leases = OneLease()
     leases.elsewhere_seconds = 6.0
     watched = Watched(leases=leases)
