@@ -43,8 +43,8 @@ IDLE_SECONDS: Final = 3
 REST_SECONDS: Final = 30
 """For all to be as before: a connection to an upstream may stay idle for 15 seconds."""
 
-FLAT_BYTES: Final = 4 * 2**20
-"""Growth that is no leak: four bytes a call over a million of them."""
+FLAT_BYTES: Final = 8 * 2**20
+"""Growth that is no leak: half of what a million calls would leave that left one small object each."""
 
 LEFT: Final = (
     "descriptors",

@@ -28,6 +28,7 @@ from sentinel_proxy.config import (
     ProviderConfig,
     RateLimitConfig,
     RetryConfig,
+    StateConfig,
 )
 from sentinel_proxy.server import Server, listen
 from sentinel_proxy.upstream.http1 import Http1Transport
@@ -42,7 +43,7 @@ def configuration(openai_port: int, ollama_port: int) -> Config:
     """
     Return one in which every feature is on, and what was broken is soon tried again.
 
-    What is remembered for a time is remembered for seconds: after 50 000 calls there is as much of it
+    What is remembered is remembered for seconds, and little of it: after 50 000 calls there is as much
     as there will ever be.
     """
     return Config(
@@ -65,6 +66,7 @@ def configuration(openai_port: int, ollama_port: int) -> Config:
         hedge=HedgeConfig(enabled=True, delay=0.05),
         health=HealthConfig(interval=5),
         rate_limit=RateLimitConfig(requests=1_000_000_000, window=5),
+        state=StateConfig(incidents=20, events=100),
     )
 
 
