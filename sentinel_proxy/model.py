@@ -109,7 +109,7 @@ class Call:
     @property
     def attempts(self) -> int:
         """How many attempts were sent upstream."""
-        return sum(attempt.sent for attempt in self.trail)
+        return len([attempt for attempt in self.trail if attempt.sent])
 
     @property
     def answered_by(self) -> str | None:

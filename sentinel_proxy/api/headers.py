@@ -116,7 +116,7 @@ def _asked_last(call: Call | None) -> bytes:
 
 def trail_text(call: Call) -> str:
     """Return every attempt in order, as `openai:503,openai:timeout,ollama:200`."""
-    return ",".join(f"{attempt.provider}:{attempt.result}" for attempt in call.trail)
+    return ",".join([f"{attempt.provider}:{attempt.result}" for attempt in call.trail])
 
 
 def _header_safe(text: str) -> bytes:
