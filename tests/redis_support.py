@@ -24,6 +24,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -58,6 +59,7 @@ class RedisServer:
     def __init__(self, *options: str) -> None:
         self.port = 0  # from the first start on
         self.process: subprocess.Popen[bytes] | None = None
+        self._at_exit: Callable[[], None] = lambda: None  # ends it if nobody else has
         self._options = options
         self._directory = Path(tempfile.gettempdir())  # its own one, from the first start on
 
@@ -97,7 +99,8 @@ class RedisServer:
     async def _started(self, port: int) -> bool:
         """Return whether it answers; if not, its port was not free after all."""
         process = self._run(port)
-        atexit.register(process.kill)
+        self._at_exit = partial(_end, process)
+        atexit.register(self._at_exit)
         self.process = process
         async with asyncio.timeout(STARTS_WITHIN_SECONDS):
             while process.poll() is None:
@@ -136,9 +139,8 @@ class RedisServer:
         if (process := self.process) is None:
             return
         self.process = None
-        process.kill()
-        await asyncio.to_thread(process.wait)
-        atexit.unregister(process.kill)
+        await asyncio.to_thread(_end, process)
+        atexit.unregister(self._at_exit)
 
     async def restart(self) -> None:
         """Kill it and start it again on the same port, empty."""
@@ -318,6 +320,11 @@ class Wire:
             await self._flows.wait()
             writer.write(piece)
             await writer.drain()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 async def _answers(port: int, pid: int) -> bool:
