@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sentinel_proxy.admin.broadcast import Broadcast
+from sentinel_proxy.background import background
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.events import (
     BreakerChanged,
@@ -96,12 +97,8 @@ class Reporter:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send heartbeats until the context is left."""
-        task = asyncio.create_task(self._beat(), name="heartbeat of the live feed")
-        try:
+        async with background(self._beat(), "heartbeat of the live feed"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
     async def _beat(self) -> None:
         while True:

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 from typing import Any, Final
 
+from sentinel_proxy.background import background
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import HealthConfig
 from sentinel_proxy.errors import CONSEQUENCES, FailureKind, UpstreamError, Vote
@@ -201,12 +202,8 @@ class Monitor:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run in a task of its own until the context is left."""
-        task = asyncio.create_task(self.run(), name="health monitor")
-        try:
+        async with background(self.run(), "health monitor"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
     async def run(self) -> None:
         """Ask everybody, again and again, until cancelled."""

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from sentinel_proxy.background import background
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.events import Emit, IncidentChanged
 from sentinel_proxy.incidents.merging import decoded, encoded, ended, merged
@@ -190,12 +191,10 @@ class SharedIncidents:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Tell the store what is owed until the context is left; what comes last is still tried."""
-        task = asyncio.create_task(self._run(), name="shared incidents")
         try:
-            yield
+            async with background(self._run(), "shared incidents"):
+                yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
             with suppress(StoreAway):
                 await self._pay()
 

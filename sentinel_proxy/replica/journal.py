@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import islice, takewhile
 from typing import Final, Protocol
 
+from sentinel_proxy.background import background
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.events import Emit, Noticed
 from sentinel_proxy.model import Frame
@@ -191,12 +192,10 @@ class Journal:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hand over what is told until the context is left; what is told last is still tried."""
-        task = asyncio.create_task(self._run(), name="journal")
         try:
-            yield
+            async with background(self._run(), "journal"):
+                yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
             await self._flush()
 
     async def tick(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
+from sentinel_proxy.background import background
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.events import Emit, Noticed
 from sentinel_proxy.model import StateHealth
@@ -38,9 +39,6 @@ BYPASS_SECONDS: Final = 5.0
 
 OPEN_SECONDS: Final = 5.0
 """For opening, which may take a store several steps, each with a time-out of its own."""
-
-CANCELLED_SECONDS: Final = 0.1
-"""Between two cancellations of a task that may have missed the first."""
 
 START_SECONDS: Final = 0.3
 """How long the start waits for the store, so that what it remembers is known before the first call."""
@@ -158,13 +156,12 @@ class Link:
 
         Entering waits a moment for the store and for `on_return`, and goes on without them.
         """
-        keeper = asyncio.create_task(self._keep(), name="link to the store")
         try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._tried.wait(), START_SECONDS)
-            yield
+            async with background(self._keep(), "link to the store"):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._tried.wait(), START_SECONDS)
+                yield
         finally:
-            await end(keeper)
             self._state.up = False
             await self._close()
 
@@ -246,6 +243,10 @@ class Link:
         self._state.up, self._state.since = True, self._clock.time()
         if seconds <= self._patience:
             self._forgive()
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Await every callback of `on_return`: what is known here and there may differ. Never raises."""
         for callback in self._on_return:
             try:
                 await callback()
@@ -264,18 +265,6 @@ class Link:
         with suppress(StoreAway, TimeoutError):
             async with asyncio.timeout(OPEN_SECONDS):
                 await self.store.aclose()
-
-
-async def end(task: asyncio.Task[None]) -> None:
-    """
-    Cancel *task* until it has ended.
-
-    Once may not be enough for one that talks to a store: before Python 3.12 `asyncio.wait_for`,
-    which clients of stores use, swallows a cancellation that comes as its own wait is over.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait((task,), timeout=CANCELLED_SECONDS)
 
 
 def _late(seconds: float) -> StoreAway:

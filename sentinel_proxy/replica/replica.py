@@ -6,10 +6,10 @@ looks, every other second, after what has to be renewed, repeated or put right. 
 neither.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
+from sentinel_proxy.background import background
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import StateConfig
 from sentinel_proxy.events import Emit, Noticed
@@ -18,7 +18,7 @@ from sentinel_proxy.replica.breakers import SharedBreakers
 from sentinel_proxy.replica.incidents import SharedIncidents
 from sentinel_proxy.replica.journal import Journal, LocalFeed
 from sentinel_proxy.replica.leader import Leader
-from sentinel_proxy.replica.link import Link, end
+from sentinel_proxy.replica.link import Link
 from sentinel_proxy.replica.notes import Notes
 from sentinel_proxy.replica.presence import Presence, Tally
 from sentinel_proxy.replica.trials import ROUND_SECONDS
@@ -86,16 +86,15 @@ class Replica:
         Entering waits for a store that is there, a moment at most, and never fails without one.
         """
         async with self.link.running():
-            tasks = [
-                asyncio.create_task(self._listen(), name="news of the store"),
-                asyncio.create_task(self._look_after(), name="rounds of the replica"),
-            ]
             try:
-                async with self.journal.running(), self.incidents.running():
+                async with (
+                    background(self._look_after(), "rounds of the replica"),
+                    background(self._listen(), "news of the store"),
+                    self.journal.running(),
+                    self.incidents.running(),
+                ):
                     yield
             finally:
-                for task in tasks:
-                    await end(task)
                 for leave in (self.breakers.leave, self.leader.leave, self.presence.leave):
                     await leave()
 
@@ -120,17 +119,9 @@ class Replica:
                     case Note():
                         self.notes.take(news)
                     case Resumed():
-                        await self._resume()
+                        await self.link.catch_up()  # some news were never heard
             except Exception as error:  # a mistake in one part must not end the hearing of all
                 self._went_wrong("what the state store told could not be taken", error)
-
-    async def _resume(self) -> None:
-        """Compare what is known here with what the store has kept: some news were never heard."""
-        with suppress(StoreAway):  # it has gone again, and will say so again
-            await self.presence.beat()
-            await self.breakers.synchronise()
-            await self.incidents.synchronise()
-            await self.journal.synchronise()
 
     async def _look_after(self) -> None:
         while True:

@@ -28,7 +28,7 @@ LAYERS = [
     {"resilience", "wire"},
     {"events", "config"},
     {"model", "wheel"},
-    {"board", "errors", "clock", "terminal", "ulid", "__init__"},
+    {"background", "board", "errors", "clock", "terminal", "ulid", "__init__"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from harness import eventually
 
+from sentinel_proxy import background
 from sentinel_proxy.events import Event, Noticed
 from sentinel_proxy.model import StateHealth
 from sentinel_proxy.replica import link as module
@@ -461,7 +462,7 @@ class TestStartAndEnd:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Before Python 3.12 `asyncio.wait_for` does, where the wait ends as the cancellation comes."""
-        monkeypatch.setattr(module, "CANCELLED_SECONDS", 0.01)
+        monkeypatch.setattr(background, "CANCELLED_SECONDS", 0.01)
         store = FarStore()
 
         async def ping() -> None:
