@@ -7,11 +7,12 @@ from typing import Any
 
 import hypothesis
 import pytest
+from admin_support import simulated_chain
 from harness import Harness, Start, started
 from redis_support import RedisServer
 
 from sentinel_proxy.config import Config
-from sentinel_proxy.testing import FaultyUpstream
+from sentinel_proxy.testing import FaultyUpstream, SimulatedOllama, SimulatedOpenAI
 
 # Machines are shared and slow at times: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -53,6 +54,26 @@ async def start() -> AsyncIterator[Start]:
             return await stack.enter_async_context(started(config, **parts))
 
         yield start
+
+
+@pytest.fixture
+async def openai() -> AsyncIterator[SimulatedOpenAI]:
+    """A provider that answers as OpenAI does."""
+    async with SimulatedOpenAI() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def ollama() -> AsyncIterator[SimulatedOllama]:
+    """A provider that answers as Ollama does."""
+    async with SimulatedOllama() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def proxy(start: Start, openai: SimulatedOpenAI, ollama: SimulatedOllama) -> Harness:
+    """A proxy between the two, quick to open its breakers and to try again."""
+    return await start(simulated_chain(openai, ollama))
 
 
 @pytest.fixture

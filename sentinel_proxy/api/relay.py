@@ -21,6 +21,7 @@ from sentinel_proxy.errors import CallerError
 from sentinel_proxy.model import Header, header
 from sentinel_proxy.reply import Reply
 from sentinel_proxy.wheel import Alarm, Wheel
+from sentinel_proxy.wire import openai
 
 WATCH_AFTER_SECONDS: Final = 0.05
 """When the watch for a hang-up begins; most answers that are quick at all are there by then."""
@@ -30,8 +31,6 @@ BODY_SECONDS: Final = 30.0
 
 WRITE_SECONDS: Final = 30.0
 """How long one write may wait for a reader before it is given up."""
-
-KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 STREAM_HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -241,7 +240,7 @@ class Caller:
         if not self.started:
             headers = self._held_headers() if self._held_headers is not None else ()
             await self.start(200, [*headers, *STREAM_HEADERS], streaming=True)
-        await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+        await self._send({"type": "http.response.body", "body": openai.COMMENT, "more_body": True})
 
     async def _wait_for_hang_up(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -53,18 +53,6 @@ async def browser() -> AsyncIterator[Browser]:
         yield browser
 
 
-@pytest.fixture
-async def openai() -> AsyncIterator[SimulatedOpenAI]:
-    async with SimulatedOpenAI() as openai:
-        yield openai
-
-
-@pytest.fixture
-async def ollama() -> AsyncIterator[SimulatedOllama]:
-    async with SimulatedOllama() as ollama:
-        yield ollama
-
-
 Show = Callable[..., Awaitable[Dashboard]]
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -32,23 +32,6 @@ READABLE = [
     path for path, method, _ in operations() if method == "GET" and path.startswith(("/api/", "/docs"))
 ]
 ORDERS = ["/api/providers/openai/probe", "/api/providers/openai/breaker"]
-
-
-@pytest.fixture
-async def openai() -> AsyncIterator[SimulatedOpenAI]:
-    async with SimulatedOpenAI() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def ollama() -> AsyncIterator[SimulatedOllama]:
-    async with SimulatedOllama() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def proxy(start: Start, openai: SimulatedOpenAI, ollama: SimulatedOllama) -> Harness:
-    return await start(simulated_chain(openai, ollama))
 
 
 async def status(proxy: Harness, name: str = "openai") -> dict[str, Any]:

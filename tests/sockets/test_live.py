@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -24,23 +23,6 @@ from sentinel_proxy.server import Server, listen, running
 from sentinel_proxy.testing import Outage, SimulatedOllama, SimulatedOpenAI
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def openai() -> AsyncIterator[SimulatedOpenAI]:
-    async with SimulatedOpenAI() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def ollama() -> AsyncIterator[SimulatedOllama]:
-    async with SimulatedOllama() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def proxy(start: Start, openai: SimulatedOpenAI, ollama: SimulatedOllama) -> Harness:
-    return await start(simulated_chain(openai, ollama))
 
 
 def notice(proxy: Harness, *numbers: int) -> None:

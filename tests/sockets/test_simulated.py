@@ -28,18 +28,6 @@ WEATHER = {
 
 
 @pytest.fixture
-async def openai() -> AsyncIterator[SimulatedOpenAI]:
-    async with SimulatedOpenAI() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def ollama() -> AsyncIterator[SimulatedOllama]:
-    async with SimulatedOllama() as provider:
-        yield provider
-
-
-@pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
         yield client

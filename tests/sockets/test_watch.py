@@ -29,23 +29,6 @@ from sentinel_proxy.watch import Refused, Watcher, default_url, feed_url, told
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def openai() -> AsyncIterator[SimulatedOpenAI]:
-    async with SimulatedOpenAI() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def ollama() -> AsyncIterator[SimulatedOllama]:
-    async with SimulatedOllama() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def proxy(start: Start, openai: SimulatedOpenAI, ollama: SimulatedOllama) -> Harness:
-    return await start(simulated_chain(openai, ollama))
-
-
 class Watching:
     """A watcher in a task, and the lines that it has printed."""
 

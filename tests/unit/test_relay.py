@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 from starlette.types import Message
 
-from sentinel_proxy.api.relay import KEEP_ALIVE, Caller
+from sentinel_proxy.api.relay import Caller
 from sentinel_proxy.clock import SystemClock
 from sentinel_proxy.wheel import Wheel
+from sentinel_proxy.wire.openai import COMMENT
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +41,7 @@ class Connection:
 
     @property
     def comments(self) -> int:
-        return sum(message.get("body") == KEEP_ALIVE for message in self.sent)
+        return sum(message.get("body") == COMMENT for message in self.sent)
 
 
 async def until(holds: Callable[[], bool]) -> None:
