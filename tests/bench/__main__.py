@@ -23,7 +23,7 @@ from typing import Any, Final
 import measures
 import uvloop
 from contenders import Contender, all_of_them, canned_upstream
-from inprocess import instructions_per_call, ratio_to_plain_python
+from inprocess import instructions_per_call, instructions_per_chunk, ratio_to_plain_python
 from machine import OTHER_CORE, described, load_average, missing_programs
 
 PAUSE_SECONDS: Final = 0.05
@@ -183,6 +183,9 @@ def in_process(plan: Plan, _: list[Contender], __: Path, ___: int) -> dict[str, 
     found["instructions"] = instructions_per_call()
     if found["instructions"] is not None:
         print(f"in process, a call takes {found['instructions'] / 1000:.0f} thousand instructions")
+    found["instructions_of_a_chunk"] = instructions_per_chunk()
+    if found["instructions_of_a_chunk"] is not None:
+        print(f"and a chunk of a stream {found['instructions_of_a_chunk'] / 1000:.1f} thousand")
     return found
 
 

@@ -39,7 +39,7 @@ _HEAD: Final = (
     b"x-ratelimit-reset-requests: 8.64s\r\n\r\n"
 )
 PLAIN: Final = _HEAD % (b"application/json", b"content-length: %d" % len(_ANSWER)) + _ANSWER
-_STREAM_HEAD: Final = _HEAD % (b"text/event-stream; charset=utf-8", b"transfer-encoding: chunked")
+STREAM_HEAD: Final = _HEAD % (b"text/event-stream; charset=utf-8", b"transfer-encoding: chunked")
 _EVENT: Final = (
     b'data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk",'
     b'"created":1741570283,"model":"gpt-4o-mini-2024-07-18","service_tier":"default",'
@@ -52,7 +52,8 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-_LAST: Final = _chunk(_EVENT % (0, b'"stop"') + b"data: [DONE]\n\n") + b"0\r\n\r\n"
+CHUNK: Final = _chunk(_EVENT % (0, b"null"))
+LAST_CHUNK: Final = _chunk(_EVENT % (0, b'"stop"') + b"data: [DONE]\n\n") + b"0\r\n\r\n"
 _SETTING: Final = re.compile(rb"x-bench-(chunks|pause): ([0-9.]+)")
 _LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
@@ -112,7 +113,7 @@ class Canned(asyncio.Protocol):
         settings = dict(_SETTING.findall(held, 0, end))
         self._left = int(settings.get(b"chunks", b"100"))
         self.pause_seconds = float(settings.get(b"pause", b"0.02"))
-        self._transport.write(_STREAM_HEAD)
+        self._transport.write(STREAM_HEAD)
         self.tell()
 
     def tell(self) -> None:
@@ -124,7 +125,7 @@ class Canned(asyncio.Protocol):
             self._transport.write(_chunk(_EVENT % (time.monotonic_ns(), b"null")))
             self._pacer.add(self)
         else:
-            self._transport.write(_LAST)
+            self._transport.write(LAST_CHUNK)
 
 
 async def _serve(port: int) -> None:

@@ -5,9 +5,9 @@ The figures do not depend on what else the machine does, so they can be compared
 the next: the CPU time of a call as a multiple of a fixed piece of Python that runs in the same
 moment, and, where valgrind is installed, the machine instructions of a call.
 
-    python tests/bench/inprocess.py CALLS
+    python tests/bench/inprocess.py COUNT [calls | chunks]
 
-makes so many calls and ends.
+makes so many calls, or one for a stream of so many chunks, and ends.
 """
 
 import asyncio
@@ -19,18 +19,26 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
 
-from canned import PLAIN
+import uvicorn
+from canned import CHUNK, LAST_CHUNK, PLAIN, STREAM_HEAD
 from loads import PATH, request_bytes
 from starlette.types import Message
+from uvicorn.server import ServerState
 
 from sentinel_proxy.app import Proxy
 from sentinel_proxy.config import Config, HealthConfig, LogConfig, ProviderConfig, RateLimitConfig
 from sentinel_proxy.events import Bus
+from sentinel_proxy.inbound import Inbound
 from sentinel_proxy.log import Log
 from sentinel_proxy.model import Header, Headers, ReplyHead, UpstreamRequest
 from sentinel_proxy.upstream.base import Exchange, Transport
+from sentinel_proxy.upstream.connection import Connection
+from sentinel_proxy.upstream.http1 import Http1Transport
+from sentinel_proxy.wheel import Wheel
 
 ROUNDS: Final = 9
 CALLS: Final = 500
@@ -73,18 +81,23 @@ class _NoSockets(Transport):
 _ANSWER_HEADERS: Final[Headers] = tuple(_headers_of(_HEAD))
 
 
+def _proxy(transport: Callable[[Wheel], Transport]) -> Proxy:
+    """Return the application with every feature on, and one provider behind *transport*."""
+    bus = Bus()
+    Log(LogConfig(), io.BytesIO()).listen(bus)
+    config = Config(
+        providers=(ProviderConfig(name="openai", kind="openai", base_url="http://127.0.0.1:1/v1"),),
+        rate_limit=RateLimitConfig(requests=1_000_000_000),
+        health=HealthConfig(interval=3600),
+    )
+    return Proxy(config, bus=bus, transport=lambda provider, wheel: transport(wheel))
+
+
 class Application:
-    """The application with every feature on, and one request to ask it again and again."""
+    """The application, and one request to ask it again and again."""
 
     def __init__(self) -> None:
-        bus = Bus()
-        Log(LogConfig(), io.BytesIO()).listen(bus)
-        config = Config(
-            providers=(ProviderConfig(name="openai", kind="openai", base_url="http://127.0.0.1:1/v1"),),
-            rate_limit=RateLimitConfig(requests=1_000_000_000),
-            health=HealthConfig(interval=3600),
-        )
-        self.proxy = Proxy(config, bus=bus, transport=lambda provider, wheel: _NoSockets())
+        self.proxy = _proxy(lambda _: _NoSockets())
         head, _, self._body = request_bytes().partition(b"\r\n\r\n")
         self._headers = _headers_of(head)
         self.answered = 0
@@ -127,6 +140,83 @@ class Application:
             self.answered += message["status"] == 200
 
 
+class _Wire:
+    """What a protocol takes for its transport; *first* is called once, when something is written."""
+
+    def __init__(self, protocol: asyncio.Protocol, first: Callable[[], object]) -> None:
+        self._first = first
+        self._written: deque[bytes] = deque(maxlen=1)
+        self.write: Callable[[bytes], None] = self._write_first
+        protocol.connection_made(cast(asyncio.Transport, self))
+
+    def _write_first(self, data: bytes) -> None:
+        self.write = self._written.append  # no Python of ours: it stands for the loop's
+        self._first()
+
+    @property
+    def last(self) -> bytes:
+        """What was written last."""
+        return self._written[-1]
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+class _NoServer(Http1Transport):
+    """The real client, whose connections lead to *told* instead of to a server."""
+
+    def __init__(self, wheel: Wheel, told: Callable[[Connection], None]) -> None:
+        super().__init__("http://127.0.0.1:1", wheel)
+        self._told = told
+
+    async def _connect(self, connect_seconds: float, until: float) -> Connection:
+        connection = self._make()
+        _Wire(connection, lambda: self._told(connection))
+        return connection
+
+
+class Streaming:
+    """The application between a caller's connection and a provider's, both real but for their sockets."""
+
+    def __init__(self) -> None:
+        self._proxy = _proxy(lambda wheel: _NoServer(wheel, self._begin))
+        self._config = uvicorn.Config(self._proxy, interface="asgi3", log_config=None)
+        self._config.load()
+        self._provider: Connection
+
+    async def call(self, chunks: int) -> None:
+        """
+        Ask for a stream of so many chunks, each of which comes in a read of its own.
+
+        Raises:
+            RuntimeError: It did not come to its end.
+        """
+        caller = Inbound(self._config, ServerState(), {}, wheel=self._proxy.wheel)
+        loop = asyncio.get_running_loop()
+        wire = _Wire(caller, lambda: loop.call_soon(self._go_on, chunks))
+        caller.data_received(request_bytes(stream=True))
+        await asyncio.gather(*caller.state.tasks)
+        if not wire.last.endswith(b"0\r\n\r\n"):
+            raise RuntimeError("the stream did not come to its end")
+
+    def _begin(self, provider: Connection) -> None:
+        """The provider has the request: its answer begins."""
+        self._provider = provider
+        asyncio.get_running_loop().call_soon(provider.data_received, STREAM_HEAD + CHUNK)
+
+    def _go_on(self, chunks: int) -> None:
+        """The caller has the first chunk, and who relays is waiting: here is the rest."""
+        for _ in range(chunks - 1):
+            self._provider.data_received(CHUNK)
+        self._provider.data_received(LAST_CHUNK)
+
+
 def ratio_to_plain_python() -> float:
     """CPU of a call as a multiple of `_plain_python`, the median of rounds that take turns."""
 
@@ -158,16 +248,24 @@ def _plain_python() -> int:
 
 def instructions_per_call() -> float | None:
     """Machine instructions of a call, Python's own included; None without valgrind."""
+    return _per_one_more(200, 700)
+
+
+def instructions_per_chunk() -> float | None:
+    """Machine instructions of a chunk, from the one connection to the other; None without valgrind."""
+    return _per_one_more(500, 2500, "chunks")
+
+
+def _per_one_more(few: int, many: int, *of: str) -> float | None:
     if shutil.which("valgrind") is None:
         return None
-    few, many = 200, 700
-    return (_instructions(many) - _instructions(few)) / (many - few)
+    return (_instructions(many, *of) - _instructions(few, *of)) / (many - few)
 
 
-def _instructions(calls: int) -> int:
+def _instructions(count: int, *of: str) -> int:
     command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     said = subprocess.run(
-        [*command, sys.executable, __file__, str(calls)],
+        [*command, sys.executable, __file__, str(count), *of],
         capture_output=True,
         text=True,
         check=True,
@@ -179,6 +277,10 @@ def _instructions(calls: int) -> int:
     return int(counted[1].replace(",", ""))
 
 
+async def _run(count: int, of: str = "calls") -> None:
+    await (Streaming().call(count) if of == "chunks" else Application().call(count))
+
+
 if __name__ == "__main__":
     gc.disable()  # when it runs, and over how much, is chance
-    asyncio.run(Application().call(int(sys.argv[1])))
+    asyncio.run(_run(int(sys.argv[1]), *sys.argv[2:]))
