@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import uvicorn
-from canned import CHUNK, LAST_CHUNK, PLAIN, STREAM_HEAD
+from canned import PLAIN
 from loads import PATH, request_bytes
 from starlette.types import Message
 from uvicorn.server import ServerState
@@ -44,6 +44,24 @@ ROUNDS: Final = 9
 CALLS: Final = 500
 
 _HEAD, _, _BODY = PLAIN.partition(b"\r\n\r\n")
+_STREAM_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
+    b"x-request-id: req_4f1b6c0b7f6c4d0f8a2c\r\n\r\n"
+)
+_EVENT: Final = (
+    b'data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk",'
+    b'"created":1741570283,"model":"gpt-4o-mini-2024-07-18","service_tier":"default",'
+    b'"system_fingerprint":"fp_06737a9306","choices":[{"index":0,"delta":{"content":" word"},'
+    b'"logprobs":null,"finish_reason":%b}]}\n\n'
+)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+_CHUNK: Final = _chunk(_EVENT % b"null")
+_LAST_CHUNK: Final = _chunk(_EVENT % b'"stop"' + b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 def _headers_of(head: bytes) -> list[Header]:
@@ -208,13 +226,13 @@ class Streaming:
     def _begin(self, provider: Connection) -> None:
         """The provider has the request: its answer begins."""
         self._provider = provider
-        asyncio.get_running_loop().call_soon(provider.data_received, STREAM_HEAD + CHUNK)
+        asyncio.get_running_loop().call_soon(provider.data_received, _STREAM_HEAD + _CHUNK)
 
     def _go_on(self, chunks: int) -> None:
         """The caller has the first chunk, and who relays is waiting: here is the rest."""
         for _ in range(chunks - 1):
-            self._provider.data_received(CHUNK)
-        self._provider.data_received(LAST_CHUNK)
+            self._provider.data_received(_CHUNK)
+        self._provider.data_received(_LAST_CHUNK)
 
 
 def ratio_to_plain_python() -> float:
