@@ -19,6 +19,12 @@ An alarm further away waits in the slot at the horizon (1 s) and is looked at ag
 that a cancelled one is forgotten within a second, however late it would have rung.
 """
 
+STALL_SECONDS: Final = 0.5
+"""
+A wheel that is turned so much too late belongs to a process that was stopped meanwhile, with its
+container or its machine. What was waited for has often come: the loop reads first, then alarms ring.
+"""
+
 
 class Alarm:
     """Something to be done at `due` (monotonic seconds) unless it is moved or cancelled."""
@@ -49,6 +55,7 @@ class Wheel:
         self._slots: dict[int, list[Alarm]] = {}
         self._handle: asyncio.TimerHandle | None = None
         self._next_tick = 0
+        self._stalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
@@ -99,6 +106,10 @@ class Wheel:
         assert loop is not None
         self._handle = None
         now = loop.time()
+        self._stalled = not self._stalled and now - self._next_tick * TICK_SECONDS > STALL_SECONDS
+        if self._stalled:
+            self._wake_at(loop, int(now / TICK_SECONDS) + 2)
+            return
         for tick in sorted(tick for tick in self._slots if tick * TICK_SECONDS <= now):
             for alarm in self._slots.pop(tick):
                 ring = alarm._ring

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from sentinel_proxy.wheel import TICK_SECONDS, Wheel
+from sentinel_proxy.wheel import STALL_SECONDS, TICK_SECONDS, Wheel
 
 pytestmark = pytest.mark.anyio
 
@@ -65,3 +65,19 @@ async def test_a_wheel_without_alarms_leaves_the_loop_alone() -> None:
     await rung_after(wheel, ("only", 0.0))
 
     assert wheel._handle is None
+
+
+async def test_after_a_stop_of_the_process_what_has_come_is_seen_before_alarms_ring() -> None:
+    loop, wheel, rung = asyncio.get_running_loop(), Wheel(), asyncio.Event()
+    order: list[str] = []
+
+    def ring() -> None:
+        order.append("alarm")
+        rung.set()
+
+    wheel.set(loop.time() + 0.1, ring)
+    time.sleep(0.1 + STALL_SECONDS + 2 * TICK_SECONDS)  # nothing runs meanwhile
+    loop.call_soon(loop.call_soon, order.append, "what came")  # seen one turn of the loop after the timers
+    await asyncio.wait_for(rung.wait(), 5)
+
+    assert order == ["what came", "alarm"]
