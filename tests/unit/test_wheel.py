@@ -76,7 +76,7 @@ async def test_after_a_stop_of_the_process_what_has_come_is_seen_before_alarms_r
         rung.set()
 
     wheel.set(loop.time() + 0.1, ring)
-    time.sleep(0.1 + STALL_SECONDS + 2 * TICK_SECONDS)  # nothing runs meanwhile
+    time.sleep(0.1 + STALL_SECONDS + 2 * TICK_SECONDS)  # noqa: ASYNC251  # the stop: nothing may run
     loop.call_soon(loop.call_soon, order.append, "what came")  # seen one turn of the loop after the timers
     await asyncio.wait_for(rung.wait(), 5)
 
