@@ -9,7 +9,8 @@ The idea is the hashed timing wheel of Varghese and Lauck (SOSP 1987).
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 TICK_SECONDS: Final = 0.02
@@ -80,6 +81,21 @@ class Wheel:
         alarm = Alarm(self, due, ring)
         self._place(alarm)
         return alarm
+
+    @asynccontextmanager
+    async def timeout_at(self, due: float) -> AsyncIterator[None]:
+        """
+        Do what `asyncio.timeout_at` does, by an alarm.
+
+        Raises:
+            TimeoutError: What is inside did not end by *due* (monotonic seconds); it was cancelled.
+        """
+        async with asyncio.timeout(None) as limit:
+            alarm = self.set(due, lambda: limit.reschedule(due))
+            try:
+                yield
+            finally:
+                alarm.cancel()
 
     def _place(self, alarm: Alarm) -> None:
         if (loop := self._loop) is None:

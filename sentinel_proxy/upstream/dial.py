@@ -17,6 +17,10 @@ from urllib.parse import urlsplit
 
 from sentinel_proxy.errors import ConfigError, FailureKind, UpstreamError
 from sentinel_proxy.upstream.dns import Address, Lookup, Resolver
+from sentinel_proxy.wheel import Wheel
+
+HANDSHAKE_SECONDS: Final = 3_600.0
+"""The budget ends long before; without this the loop would end a handshake by a timer of its own."""
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -101,9 +105,14 @@ class Dialer:
     """Makes connections to one origin."""
 
     def __init__(
-        self, origin: Origin, ssl_context: ssl.SSLContext | None = None, lookup: Lookup = socket.getaddrinfo
+        self,
+        origin: Origin,
+        wheel: Wheel,
+        ssl_context: ssl.SSLContext | None = None,
+        lookup: Lookup = socket.getaddrinfo,
     ) -> None:
         self._origin = origin
+        self._wheel = wheel
         self._ssl_context = ssl_context
         self._resolver = Resolver(origin.host, origin.port, lookup)
 
@@ -117,11 +126,12 @@ class Dialer:
         Raises:
             UpstreamError: `CONNECT`, `CERTIFICATE`, `CONNECT_TIMEOUT` or `LOCAL`.
         """
+        deadline = asyncio.get_running_loop().time() + seconds
         try:
-            async with asyncio.timeout(max(0.0, seconds)) as budget:
+            async with self._wheel.timeout_at(deadline):
                 addresses = await self._resolver.addresses()
-                sock = await self._first_that_connects(addresses, budget.when() or 0.0)
-                return await self._protocol(make, sock, seconds)
+                sock = await self._first_that_connects(addresses, deadline)
+                return await self._protocol(make, sock)
         except (OSError, UnicodeError) as error:
             self._resolver.forget()
             raise connect_failure(error) from error
@@ -132,13 +142,13 @@ class Dialer:
         for position, address in enumerate(addresses):
             share = (deadline - loop.time()) / (len(addresses) - position)
             try:
-                async with asyncio.timeout(share):
+                async with self._wheel.timeout_at(loop.time() + share):
                     return await _connected(address)
             except OSError as error:  # a time-out is one
                 failure = error
         raise failure
 
-    async def _protocol(self, make: Callable[[], P], sock: socket.socket, seconds: float) -> P:
+    async def _protocol(self, make: Callable[[], P], sock: socket.socket) -> P:
         """Put a protocol, and TLS if need be, on *sock*; from here on the loop owns the socket."""
         loop = asyncio.get_running_loop()
         if not self._origin.tls:
@@ -148,7 +158,7 @@ class Dialer:
             sock=sock,
             ssl=self._ssl_context or default_tls(),
             server_hostname=self._origin.host,
-            ssl_handshake_timeout=seconds + 1,  # the budget ends before; the loop's own limit is 60 s
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
         )
         return protocol
 

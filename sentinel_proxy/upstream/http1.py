@@ -106,7 +106,7 @@ class Http1Transport(Transport):
     ) -> None:
         origin = origin_of(base_url)
         self._host_line = f"host: {origin.authority}\r\n".encode()
-        self._dialer = Dialer(origin, ssl_context, lookup)
+        self._dialer = Dialer(origin, wheel, ssl_context, lookup)
         self._wheel = wheel
         self._max_connections = max_connections
         self._connections: set[Connection] = set()

@@ -81,3 +81,15 @@ async def test_after_a_stop_of_the_process_what_has_come_is_seen_before_alarms_r
     await asyncio.wait_for(rung.wait(), 5)
 
     assert order == ["what came", "alarm"]
+
+
+async def test_what_takes_too_long_is_cancelled_and_what_does_not_leaves_no_alarm() -> None:
+    loop, wheel = asyncio.get_running_loop(), Wheel()
+
+    async with wheel.timeout_at(loop.time() + 60):
+        await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        async with wheel.timeout_at(loop.time() + 0.02):
+            await asyncio.Event().wait()
+
+    assert len(wheel) == 0
