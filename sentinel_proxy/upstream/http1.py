@@ -105,7 +105,7 @@ class Http1Transport(Transport):
         lookup: Lookup = socket.getaddrinfo,
     ) -> None:
         origin = origin_of(base_url)
-        self._host_line = f"host: {origin.authority}\r\n".encode()
+        self._host_line = f"host: {origin.authority}".encode()
         self._dialer = Dialer(origin, wheel, ssl_context, lookup)
         self._wheel = wheel
         self._max_connections = max_connections
