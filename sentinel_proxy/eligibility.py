@@ -36,7 +36,11 @@ def unfit(
     if not provider.can_authorize(call):
         message = f"the call brings no API key, and the proxy has none for {provider.name}"
         return UpstreamError(FailureKind.UNSUPPORTED, message, status=401, code="invalid_api_key")
-    if call.endpoint is Endpoint.EMBEDDINGS and _model(provider, call) != _model(first, call):
+    if (
+        provider is not first
+        and call.endpoint is Endpoint.EMBEDDINGS
+        and _model(provider, call) != _model(first, call)
+    ):
         message = (
             f"{provider.name} has another model: its vectors cannot be compared with those of {first.name}"
         )

@@ -83,7 +83,7 @@ class Failover:
         """
         wanted = preferred(self.upstreams, call.controls)
         chain = self._strangers_last(wanted, call)
-        if chain[:1] != wanted[:1]:
+        if chain is not wanted and chain[0] is not wanted[0]:
             kind = FailureKind.MODEL_NOT_FOUND
             call.trail.append(Attempt(wanted[0].name, kind.value, kind, sent=False))
         hedge: Hedge | None = None
@@ -111,21 +111,22 @@ class Failover:
             return self._opened(reply, call, wanted[0])
         raise NoReply(failures, deadline_exceeded=self._clock.monotonic() >= call.deadline)
 
-    def chain(self, call: Call) -> list[Upstream]:
+    def chain(self, call: Call) -> Sequence[Upstream]:
         """Return the upstreams to ask for *call*, in order."""
         return self._strangers_last(preferred(self.upstreams, call.controls), call)
 
-    def _strangers_last(self, chain: list[Upstream], call: Call) -> list[Upstream]:
+    def _strangers_last(self, chain: Sequence[Upstream], call: Call) -> Sequence[Upstream]:
         """
         Move back who said lately that it does not know the model.
 
         It is asked last, not never: if nobody knows it, the caller should hear so from the
         horse's mouth.
         """
-        if not any(upstream.knows_missing for upstream in chain):
-            return chain
-        now = self._clock.monotonic()
-        return sorted(chain, key=lambda each: each.misses(each.provider.model_for(call.model), now))
+        for upstream in chain:
+            if upstream.missing:
+                now = self._clock.monotonic()
+                return sorted(chain, key=lambda each: each.misses(each.provider.model_for(call.model), now))
+        return chain
 
     def _another(self, call: Call, rest: Sequence[Upstream]) -> bool:
         """Whether one of the *rest* of the chain could be asked now."""
@@ -181,7 +182,7 @@ class Failover:
     def _tries(self, upstream: Upstream, call: Call, wrap: Wrap | None, *, early: bool = False) -> Try:
         """Encode *call* once; return what makes an attempt of it, as often as it is called."""
         request = upstream.provider.encode(call)
-        return partial(self._attempt, upstream, call, request, wrap, early=early)
+        return partial(self._attempt, upstream, call, request, wrap, early)
 
     def _rests(self, upstream: Upstream, call: Call) -> bool:
         model = upstream.provider.model_for(call.model)
@@ -192,7 +193,7 @@ class Failover:
         self._emit(CallRetried(call.trace_id, upstream.name, pause_seconds))
 
     async def _attempt(
-        self, upstream: Upstream, call: Call, request: UpstreamRequest, wrap: Wrap | None, *, early: bool
+        self, upstream: Upstream, call: Call, request: UpstreamRequest, wrap: Wrap | None, early: bool
     ) -> Reply:
         """Try once: take a permit, and see to it that the attempt votes exactly once."""
         clock = self._clock
@@ -203,17 +204,13 @@ class Failover:
         except (UpstreamError, BreakerOpen) as refused:
             raise self._passed_by(upstream, call, refused) from None
 
-        def note(where: list[Attempt], result: str, kind: FailureKind | None = None) -> None:
-            seconds = clock.monotonic() - started
-            where.append(Attempt(upstream.name, result, kind, seconds=seconds, started=started, model=model))
-
         upstream.in_flight += 1
         try:
-            reply = await self._begin(upstream, call, request, wrap, model, permit)
+            reply = await self._begin(upstream, call, request, wrap, model, permit, started)
         except UpstreamError as error:
             upstream.in_flight -= 1
             now = clock.monotonic()
-            note(call.trail, error.label, error.kind)
+            call.trail.append(_ended(call, upstream, model, started, now, error.label, error.kind))
             self._emit(  # before the vote, so that whoever listens hears the cause before the effect
                 AttemptFailed(
                     call.trace_id, upstream.name, model, error.kind, error.label, error.message, now - started
@@ -224,10 +221,11 @@ class Failover:
             raise
         except BaseException:
             upstream.in_flight -= 1
-            note(call.given_up, "cancelled")
-            permit.release(clock.monotonic())
+            now = clock.monotonic()
+            call.given_up.append(_ended(call, upstream, model, started, now, "cancelled"))
+            permit.release(now)
             raise
-        note(call.trail, str(reply.status))
+        call.trail.append(_ended(call, upstream, model, started, clock.monotonic(), str(reply.status)))
         return reply
 
     async def _begin(
@@ -238,10 +236,9 @@ class Failover:
         wrap: Wrap | None,
         model: str,
         permit: ScopedPermit,
+        started: float,
     ) -> Reply:
         """Send the call and return once there is something worth committing to."""
-        clock = self._clock
-        started = clock.monotonic()
         waits = upstream.waits.of(call, model)
         until = min(started + waits.begin, call.deadline)
         exchange: Exchange | None = None
@@ -259,8 +256,6 @@ class Failover:
             if exchange is not None:
                 exchange.close(reuse=not _is_success(exchange))  # a 2xx that failed was not the API's
             raise
-        finally:
-            call.waited_seconds += clock.monotonic() - started
         return Reply(
             call,
             upstream,
@@ -271,7 +266,7 @@ class Failover:
             first,
             waits=waits,
             lossy=request.lossy,
-            clock=clock,
+            clock=self._clock,
         )
 
     async def _last_resort(
@@ -313,6 +308,21 @@ def _first_to_rise(chain: Sequence[Upstream], failures: Sequence[Failure]) -> Up
         if isinstance(failure, BreakerOpen)
     ]
     return min(rests, key=lambda pair: pair[0])[1] if rests else None
+
+
+def _ended(
+    call: Call,
+    upstream: Upstream,
+    model: str,
+    started: float,
+    now: float,
+    result: str,
+    kind: FailureKind | None = None,
+) -> Attempt:
+    """Return what is noted of an attempt that has ended *now*; its time is time that *call* has waited."""
+    seconds = now - started
+    call.waited_seconds += seconds
+    return Attempt(upstream.name, result, kind, True, seconds, started, model)
 
 
 def _is_success(exchange: Exchange) -> bool:

@@ -36,4 +36,4 @@ class Gate:
 
     def wait(self, now: float) -> float:
         """Return the seconds until it opens, 0 if it is open."""
-        return max(0.0, self._until - now)
+        return 0.0 if now >= self._until else self._until - now

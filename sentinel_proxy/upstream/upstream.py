@@ -43,7 +43,7 @@ class Upstream:
     gate: Gate = field(default_factory=Gate)
     in_flight: int = 0
     rejects_prefill: bool = False  # learned: it answered 400 to a conversation that ends with the assistant
-    _missing: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, float] = field(default_factory=dict)  # learned: models it lacks, until when
 
     @classmethod
     def build(
@@ -114,31 +114,26 @@ class Upstream:
         if error.kind is FailureKind.THROTTLED:
             self.gate.close(error.retry_after, now)
         elif error.kind is FailureKind.MODEL_NOT_FOUND:
-            if len(self._missing) >= 1000:
-                self._missing.clear()
-            self._missing[model] = now + MISSING_SECONDS
-
-    @property
-    def knows_missing(self) -> bool:
-        """Whether any model was ever unknown there: spares the hot path the look-up."""
-        return bool(self._missing)
+            if len(self.missing) >= 1000:
+                self.missing.clear()
+            self.missing[model] = now + MISSING_SECONDS
 
     def misses(self, model: str, now: float) -> bool:
         """Whether the provider said lately that it does not have *model*."""
-        until = self._missing.get(model)
+        until = self.missing.get(model)
         return until is not None and now < until
 
 
-def preferred(upstreams: Sequence[Upstream], controls: Controls) -> list[Upstream]:
+def preferred(upstreams: Sequence[Upstream], controls: Controls) -> Sequence[Upstream]:
     """
     Return those that the caller wants to be asked, in its order, or else all of *upstreams*.
 
     Raises:
         CallerError: It named one that is not there.
     """
-    chain = list(upstreams)
+    chain = upstreams
     if controls.providers:
-        by_name = {upstream.name: upstream for upstream in chain}
+        by_name = {upstream.name: upstream for upstream in upstreams}
         if unknown := next((name for name in controls.providers if name not in by_name), None):
             message = (
                 f"x-sentinel-providers: there is no provider {unknown!r}; there are {', '.join(by_name)}"

@@ -88,22 +88,26 @@ class JsonDecoder(Decoder):
         """
         if answer.get("error") or answer.get("object") == "error":
             raise self._failures.in_band(self._call, answer)
-        found = answer.get(PROMISED[self._call.endpoint])
+        promised = PROMISED[self._call.endpoint]
+        found = answer.get(promised)
         if not isinstance(found, list):
             raise ValueError("the promised field is missing")
-        if self._is_empty(answer, found):
+        if self._is_empty(answer, promised, found):
             raise self._failures.of_kind(FailureKind.EMPTY, "the answer has nothing in it")
         self.model = text_of(answer.get("model"))
         self.usage = usage_of(answer.get("usage"))
         return body
 
-    def _is_empty(self, answer: Mapping[str, Any], found: list[Any]) -> bool:
-        endpoint = self._call.endpoint
-        if endpoint is Endpoint.RESPONSES:  # queued, in progress and incomplete ones may well be empty
+    def _is_empty(self, answer: Mapping[str, Any], promised: str, found: list[Any]) -> bool:
+        if promised == "choices":
+            silent = True
+            for choice in found:  # each of them, since any may say that it failed
+                if self._choice_says(choice):
+                    silent = False
+            return silent
+        if promised == "output":  # queued, in progress and incomplete ones may well be empty
             return not found and answer.get("status") in (None, "completed")
-        if endpoint is Endpoint.EMBEDDINGS or not found:
-            return not found
-        return not any([self._choice_says(choice) for choice in found])
+        return not found
 
     def _choice_says(self, choice: Mapping[str, Any]) -> bool:
         reason = choice.get("finish_reason")
