@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from starlette.types import Receive, Scope, Send
 
 from sentinel_proxy.api import errors, headers
-from sentinel_proxy.api.calls import read_call
+from sentinel_proxy.api.calls import Told, read_call
 from sentinel_proxy.api.relay import Caller, HungUp, send_whole
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.config import Config
@@ -50,6 +50,8 @@ class Service:
 class Line:
     """One request, the call it becomes, and whoever waits for the answer."""
 
+    __slots__ = ("_endpoint", "_finished", "_scope", "_service", "_trace", "call", "caller", "reply")
+
     def __init__(
         self, service: Service, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint
     ) -> None:
@@ -80,16 +82,17 @@ class Line:
         waited = service.clock.monotonic() - before
         if rewrite is not None:
             body = rewrite(body)
-        self.call = read_call(
+        call = self.call = read_call(
             self._endpoint,
             self._trace,
             scope["headers"],
+            scope[Told.SCOPE_KEY],
             scope["query_string"],
             body,
             service.total_seconds,
         )
-        self.call.waited_seconds = waited
-        return self.call
+        call.waited_seconds = waited
+        return call
 
     def watch(self, call: Call) -> None:
         """Watch for a hang-up from here on; a stream that is long in coming is kept warm."""
@@ -195,6 +198,7 @@ class Line:
         self._finished = True
         call, reply = self.call, self.reply
         seconds = self.seconds()
+        waited = call.waited_seconds if call is not None else 0.0
         self._service.emit(
             CallFinished(
                 self._trace.trace_id,
@@ -205,7 +209,7 @@ class Line:
                 reply.upstream.name if reply is not None else None,
                 reply.served_model if reply is not None else None,
                 seconds,
-                max(0.0, seconds - (call.waited_seconds if call is not None else 0.0)),
+                seconds - waited if seconds > waited else 0.0,
                 reply.first_token_seconds if reply is not None else None,
                 reply.usage if reply is not None else None,
                 error_code,

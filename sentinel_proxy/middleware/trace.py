@@ -13,8 +13,9 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sentinel_proxy.api.calls import Told, told
 from sentinel_proxy.clock import Clock
-from sentinel_proxy.model import Span, Trace, header
+from sentinel_proxy.model import Span, Trace
 
 # Version ff and ids of zeroes alone are nobody's (§3.2.2).
 _TRACEPARENT: Final = re.compile(
@@ -47,7 +48,7 @@ Samples = Callable[[str, Span], bool]
 
 class TraceMiddleware:
     """
-    Outermost of ours: everything further in may rely on a `Trace` in the scope.
+    Outermost of ours: everything further in may rely on a `Trace` and on what is `Told` in the scope.
 
     Args:
         samples: Given where traces are exported: every request then has a span, which is sent on.
@@ -62,19 +63,21 @@ class TraceMiddleware:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
             return self.app(scope, receive, send)
-        trace = self._trace(header(scope["headers"], b"traceparent"))
+        headers = scope["headers"]
+        heard = scope[Told.SCOPE_KEY] = told(headers)
+        trace = self._trace(headers[heard.traceparent][1] if heard.traceparent is not None else None)
         scope[Trace.SCOPE_KEY] = trace
-
         return self.app(scope, receive, _TracedSend(send, trace))
 
     def _trace(self, traceparent: bytes | None) -> Trace:
         started = self._clock.monotonic()
         caller = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
-        trace = Trace(caller[1].decode() if caller is not None else urandom(16).hex(), started)
+        trace_id = caller[1].decode() if caller is not None else urandom(16).hex()
+        trace = Trace(trace_id, started)
+        trace.headers.append((b"x-sentinel-trace-id", trace_id.encode()))
         if caller is not None or self._samples is not None:
-            trace.span = self._span(trace.trace_id, caller)
-            trace.traceparent = trace.span.traceparent(trace.trace_id)
-        trace.headers.append((b"x-sentinel-trace-id", trace.trace_id.encode()))
+            trace.span = self._span(trace_id, caller)
+            trace.traceparent = trace.span.traceparent(trace_id)
         return trace
 
     def _span(self, trace_id: str, caller: re.Match[bytes] | None) -> Span:

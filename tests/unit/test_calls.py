@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentinel_proxy.api.calls import parse_object, read_call, read_controls
+from sentinel_proxy.api.calls import Told, parse_object, read_call, read_controls, told
 from sentinel_proxy.errors import CallerError
 from sentinel_proxy.model import NO_CONTROLS, Call, Controls, Endpoint, Trace
 
@@ -20,14 +20,14 @@ def read(
 ) -> Call:
     trace = Trace("trace", STARTED, b"00-a-b-01", "web")
     pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    return read_call(endpoint, trace, pairs, b"a=1", json.dumps(body).encode(), total)
+    return read_call(endpoint, trace, pairs, told(pairs), b"a=1", json.dumps(body).encode(), total)
 
 
 class TestBodies:
     def test_a_call_keeps_the_bytes_that_came(self) -> None:
         body = b' {"model" : "m", "messages":[{}] } '
 
-        call = read_call(Endpoint.CHAT, Trace("t", STARTED), (), b"", body, 600)
+        call = read_call(Endpoint.CHAT, Trace("t", STARTED), (), told(()), b"", body, 600)
 
         assert call.body is body
         assert (call.model, call.stream, call.deadline) == ("m", False, STARTED + 600)
@@ -153,6 +153,13 @@ class TestHeaders:
         call = read(CHAT | {"stream": streams}, headers=headers)
 
         assert call.deadline == STARTED + seconds
+
+    def test_of_a_header_that_comes_twice_the_last_counts_but_of_traces_the_first(self) -> None:
+        names = (b"traceparent", b"x-stainless-timeout", b"x-stainless-retry-count", b"x-sentinel-rescue")
+        pairs = [(name, b"") for name in (b"accept", *names, *names)]
+
+        assert told(pairs) == Told(traceparent=1, retry_count=7, sdk_timeout=6, controls=(4, 8))
+        assert told([(b"accept", b"")]) == Told(None, None, None, ())
 
     @pytest.mark.parametrize(("count", "expected"), [("0", False), ("", False), ("1", True), ("2", True)])
     def test_the_sdk_says_when_it_repeats_itself(self, count: str, expected: bool) -> None:
