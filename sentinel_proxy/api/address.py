@@ -42,7 +42,8 @@ def _hops(scope: Scope) -> Iterator[str]:
 
 def peer_address(scope: Scope) -> str:
     """Return the address at the other end of the connection; "unknown" where there is none."""
-    return str(scope["client"][0]) if scope.get("client") else "unknown"
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 def is_trusted(address: str, trusted: Networks) -> bool:

@@ -6,6 +6,7 @@ key, and no key can be printed by accident.
 """
 
 from collections.abc import Awaitable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,6 +39,11 @@ class AuthMiddleware:
         return self.app(scope, receive, send)
 
 
+@lru_cache(maxsize=64)
 def is_call(path: str) -> bool:
-    """Whether *path* belongs to the faces that applications call, and not to the operators'."""
+    """
+    Whether *path* belongs to the faces that applications call, and not to the operators'.
+
+    Remembered for a few paths: it is asked again and again, for each request more than once.
+    """
     return path.startswith("/v1/") or path == "/api/chat"

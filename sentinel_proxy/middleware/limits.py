@@ -4,20 +4,20 @@ Refuses early what would harm the rest: more calls than one client may make, mor
 Both happen before the body is read, and both answer in OpenAI's envelope with a wait that SDKs obey.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sentinel_proxy.api.address import caller_address, networks, parsed_address
-from sentinel_proxy.api.errors import answer, of_shutdown
+from sentinel_proxy.api.errors import ErrorAnswer, answer, of_shutdown
 from sentinel_proxy.api.send import send_error
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.middleware.auth import is_call
 from sentinel_proxy.model import Load, Trace
 from sentinel_proxy.replica.limits import SharedLimit
-from sentinel_proxy.resilience.rate_limit import SlidingLog, duration_text
+from sentinel_proxy.resilience.rate_limit import Decision, SlidingLog, duration_text
 
 
 class InFlightMiddleware:
@@ -88,33 +88,39 @@ class RateLimitMiddleware:
         self._clock = clock
         self._shared = shared
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http" or not is_call(scope["path"]):
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         trace: Trace = scope[Trace.SCOPE_KEY]
         limit = self._limits.get(trace.client, self._log.requests) if trace.client else self._log.requests
         if limit == 0:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         key = trace.client or client_key(caller_address(scope, self._trusted))
-        if self._shared is None:
-            decision = self._log.admit(key, self._clock.monotonic(), limit=limit)
-        else:
-            decision = await self._shared.admit(key, limit)
+        if self._shared is not None:
+            return self._when_decided(self._shared.admit(key, limit), scope, receive, send)
+        refusal = self._refusal(self._log.admit(key, self._clock.monotonic(), limit=limit), trace)
+        return self.app(scope, receive, send) if refusal is None else send_error(send, refusal)
+
+    async def _when_decided(
+        self, decision: Awaitable[Decision], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        refusal = self._refusal(await decision, scope[Trace.SCOPE_KEY])
+        await (self.app(scope, receive, send) if refusal is None else send_error(send, refusal))
+
+    def _refusal(self, decision: Decision, trace: Trace) -> ErrorAnswer | None:
+        """Return what to say where the decision is no; whatever it is, the answer will tell what is left."""
+        allowed, limit, remaining, retry_after, reset = decision
         trace.headers += (
-            (b"x-sentinel-ratelimit-limit", b"%d" % decision.limit),
-            (b"x-sentinel-ratelimit-remaining", b"%d" % decision.remaining),
-            (b"x-sentinel-ratelimit-reset", duration_text(decision.reset_seconds).encode()),
+            (b"x-sentinel-ratelimit-limit", b"%d" % limit),
+            (b"x-sentinel-ratelimit-remaining", b"%d" % remaining),
+            (b"x-sentinel-ratelimit-reset", duration_text(reset).encode()),
         )
-        if decision.allowed:
-            await self.app(scope, receive, send)
-            return
+        if allowed:
+            return None
         self._load.rate_limited += 1
         window = f"{self._log.window_seconds:g} s"
-        message = f"more than {decision.limit} calls in {window}; the window slides, try again later"
-        refusal = answer(429, message, code="rate_limit_exceeded", retry_after=decision.retry_after_seconds)
-        await send_error(send, refusal)
+        message = f"more than {limit} calls in {window}; the window slides, try again later"
+        return answer(429, message, code="rate_limit_exceeded", retry_after=retry_after)
 
 
 @lru_cache(maxsize=4096)
