@@ -44,6 +44,7 @@ _OF_THE_BODY: Final = frozenset(
     )
 )
 _NEVER_OR_OF_THE_BODY: Final = _NEVER_RELAYED | _OF_THE_BODY
+_ORDINARY_CONNECTION: Final = (b"keep-alive", b"close")  # says nothing of other headers
 
 
 NOBODY: Final = b"none"
@@ -67,8 +68,9 @@ def relayed(headers: Headers, *, with_body: bool = False) -> list[Header]:
     concerns, connections = _sorted_out(headers, with_body)
     kept = list(compress(headers, concerns))
     for at in connections:
-        own_hop = {name.strip().lower() for name in headers[at][1].split(b",")}
-        kept = [pair for pair in kept if pair[0] not in own_hop]
+        if (listed := headers[at][1].lower()) not in _ORDINARY_CONNECTION:
+            own_hop = {name.strip() for name in listed.split(b",")}
+            kept = [pair for pair in kept if pair[0] not in own_hop]
     return kept
 
 
@@ -89,7 +91,8 @@ def of_call(call: Call | None, reply: Reply | None, seconds: float) -> list[Head
         reply: None if nobody has begun to answer.
         seconds: From the start of the call until now.
     """
-    overhead = max(0.0, seconds - (call.waited_seconds if call is not None else 0.0))
+    waited = call.waited_seconds if call is not None else 0.0
+    overhead = seconds - waited if seconds > waited else 0.0
     headers: list[Header] = [
         (b"x-sentinel-attempts", b"%d" % (call.attempts if call is not None else 0)),
         (b"x-sentinel-failover", b"true" if reply is not None and reply.failover else b"false"),
@@ -116,7 +119,10 @@ def _asked_last(call: Call | None) -> bytes:
 
 def trail_text(call: Call) -> str:
     """Return every attempt in order, as `openai:503,openai:timeout,ollama:200`."""
-    return ",".join([f"{attempt.provider}:{attempt.result}" for attempt in call.trail])
+    text = ""
+    for attempt in call.trail:
+        text += f",{attempt.provider}:{attempt.result}"
+    return text[1:]
 
 
 def _header_safe(text: str) -> bytes:
