@@ -135,7 +135,10 @@ class Http1Transport(Transport):
             raise UpstreamError(FailureKind.LOCAL, "all connections to this provider are in use")
         self.active += 1
         try:
-            connection = await self._exchange(request, head, connect_seconds, until)
+            connection = self._idle.pop() if self._idle and request.replayable else None
+            if connection is None or not await _converse(connection, request, head, until):
+                connection = await self._connect(connect_seconds, until)
+                await _converse(connection, request, head, until)
         except BaseException:
             self.active -= 1
             raise
@@ -150,21 +153,6 @@ class Http1Transport(Transport):
             connection.abort()
         if connections:
             await asyncio.wait([connection.lost for connection in connections])
-
-    async def _exchange(
-        self, request: UpstreamRequest, head: bytes, connect_seconds: float, until: float
-    ) -> Connection:
-        """Return a connection on which the answer has begun, a second one if the first was stale."""
-        if self._idle and request.replayable:
-            connection = self._idle.pop()
-            try:
-                return await _converse(connection, request, head, until)
-            except UpstreamError as error:
-                if not _was_stale(connection, error):
-                    raise
-                forget_frames(error)
-        connection = await self._connect(connect_seconds, until)
-        return await _converse(connection, request, head, until)
 
     async def _connect(self, connect_seconds: float, until: float) -> Connection:
         if self._idle and self.active + self.idle > self._max_connections > 0:
@@ -204,10 +192,12 @@ class Http1Transport(Transport):
             connection.abort()
 
 
-async def _converse(
-    connection: Connection, request: UpstreamRequest, head: bytes, until: float
-) -> Connection:
-    """Send *request* on *connection* and return it once the head of the answer is there."""
+async def _converse(connection: Connection, request: UpstreamRequest, head: bytes, until: float) -> bool:
+    """
+    Send *request* on *connection* and return True once the head of the answer is there.
+
+    False: the connection was stale, so another may be tried. It is closed then, as after any error.
+    """
     body = request.body
     try:
         connection.begin(head, body if isinstance(body, bytes) else b"", head_only=request.method == "HEAD")
@@ -217,17 +207,21 @@ async def _converse(
             if connection.error is not None:
                 raise connection.error
             await connection.wait(until)
-    except BaseException:
+    except BaseException as error:
         connection.abort()
-        raise
-    return connection
+        if not _was_stale(connection, error):
+            raise
+        forget_frames(error)
+        return False
+    return True
 
 
-def _was_stale(connection: Connection, error: UpstreamError) -> bool:
+def _was_stale(connection: Connection, error: BaseException) -> bool:
     """Whether a reused connection had died before it was used."""
     silent_seconds = connection.silent_seconds
     return (
-        error.kind is FailureKind.RESET
+        isinstance(error, UpstreamError)
+        and error.kind is FailureKind.RESET
         and connection.reused
         and silent_seconds is not None
         and silent_seconds < STALE_SECONDS
