@@ -124,8 +124,7 @@ class Failover:
         """
         for upstream in chain:
             if upstream.missing:
-                now = self._clock.monotonic()
-                return sorted(chain, key=lambda each: each.misses(each.provider.model_for(call.model), now))
+                return sorted(chain, key=partial(_is_stranger, call.model, self._clock.monotonic()))
         return chain
 
     def _another(self, call: Call, rest: Sequence[Upstream]) -> bool:
@@ -174,7 +173,7 @@ class Failover:
                 retried_by_client=call.retried_by_client,
                 deadline=call.deadline,
                 budget=upstream.budget,
-                on_retry=lambda pause: self._retrying(upstream, call, pause),
+                on_retry=partial(self._retrying, upstream, call),
             )
         except BreakerOpen:  # tripped by others during the pause: what we know better is why it failed us
             raise first from None
@@ -295,6 +294,10 @@ class Failover:
             reason = results[-1] if results else "unknown"
             self._emit(CallFailedOver(call.trace_id, first.name, reply.upstream.name, reason))
         return reply
+
+
+def _is_stranger(model: str, now: float, upstream: Upstream) -> bool:
+    return upstream.misses(upstream.provider.model_for(model), now)
 
 
 _LIMITED: Final = {FailureKind.THROTTLED, FailureKind.LOCAL}
