@@ -2,24 +2,39 @@
 The upstream of the benchmark: canned answers in OpenAI's form, for next to no CPU.
 
 A raw protocol, no framework: it finds where a request ends and writes bytes that were made
-beforehand. A request whose body asks for a stream gets `x-bench-chunks` events, one each
-`x-bench-pause` seconds; each says when it was written, so that whoever reads it knows how long it
-was on its way.
+beforehand. A request whose body asks for a stream gets an event, and from when `START_PATH` has been
+asked for another one each `x-bench-pause` seconds, until there were `x-bench-chunks` or `END_PATH` is
+asked for, which ends all streams. Each event says when it was written, so that whoever reads it knows
+how long it was on its way; the last one says how many there were.
 
     python tests/bench/canned.py PORT
 """
 
 import asyncio
+import os
 import re
 import sys
 import time
-from typing import Final, cast
+from collections import defaultdict
+from typing import Final
 
 import uvloop
+from upstreams import Upstream
 
 TICK_SECONDS: Final = 0.001
-STAMP: Final = b'"content":"@'
-STAMP_DIGITS: Final = 20
+TURN_TICKS: Final = 5
+"""Then whoever else wants something is heard, even if chunks have to wait: a core may be too slow for all."""
+
+START_PATH: Final = "/start"
+END_PATH: Final = "/end"
+ENDLESS: Final = 10**9  # chunks
+
+MARK: Final = b"@"
+LAST_MARK: Final = b"#"
+"""Single bytes that nothing else in an answer holds: who counts them need not mind where reads are cut."""
+
+NUMBER_DIGITS: Final = 20
+"""What follows a mark: nanoseconds of the monotonic clock, or how many chunks there were."""
 
 _ANSWER: Final = (
     b'{"id":"chatcmpl-B9MBs8CjcvOU2jLn4n570S5qMJKcT","object":"chat.completion","created":1741569952,'
@@ -43,89 +58,142 @@ STREAM_HEAD: Final = _HEAD % (b"text/event-stream; charset=utf-8", b"transfer-en
 _EVENT: Final = (
     b'data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk",'
     b'"created":1741570283,"model":"gpt-4o-mini-2024-07-18","service_tier":"default",'
-    b'"system_fingerprint":"fp_06737a9306","choices":[{"index":0,"delta":{"content":"@%020d"},'
+    b'"system_fingerprint":"fp_06737a9306","choices":[{"index":0,"delta":{"content":"%b%020d"},'
     b'"logprobs":null,"finish_reason":%b}]}\n\n'
 )
+_SETTING: Final = re.compile(rb"x-bench-(chunks|pause): ([0-9.]+)")
 
 
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-CHUNK: Final = _chunk(_EVENT % (0, b"null"))
-LAST_CHUNK: Final = _chunk(_EVENT % (0, b'"stop"') + b"data: [DONE]\n\n") + b"0\r\n\r\n"
-_SETTING: Final = re.compile(rb"x-bench-(chunks|pause): ([0-9.]+)")
-_LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+def _chunk_of(nanoseconds: int) -> bytes:
+    return _chunk(_EVENT % (MARK, nanoseconds, b"null"))
+
+
+def _last_chunk_of(count: int) -> bytes:
+    return _chunk(_EVENT % (LAST_MARK, count, b'"stop"') + b"data: [DONE]\n\n") + b"0\r\n\r\n"
+
+
+CHUNK: Final = _chunk_of(0)
+LAST_CHUNK: Final = _last_chunk_of(0)
 
 
 class Pacer:
-    """Writes to every stream once a pause, all of them on one timer; each keeps the phase it began with."""
+    """
+    Has every stream write one chunk a pause, all of them on one timer.
+
+    Streams are dealt to the ticks of a pause in turn: however they began, they are not in step. Before
+    `start` they wait, so that a load which is more than a proxy can carry can at least be opened.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: dict[int, list[Canned]] = {}
-        self._tick = int(loop.time() / TICK_SECONDS)
+        self._due: defaultdict[int, list[Canned]] = defaultdict(list)
+        self._started = False
+        self._waiting: list[Canned] = []
+        self._dealt = 0
+        self._tick = _tick_now()
         self._turn()
 
     def add(self, stream: "Canned") -> None:
-        """Let *stream* write its next event when its pause is over."""
-        tick = max(self._tick + 1, int((self._loop.time() + stream.pause_seconds) / TICK_SECONDS))
-        self._due.setdefault(tick, []).append(stream)
+        """Let *stream* write once every `pause_ticks`, first when its turn is."""
+        if not self._started:
+            self._waiting.append(stream)
+            return
+        self._dealt += 1
+        next_tick = self._tick + 1
+        self._due[next_tick + (self._dealt - next_tick) % stream.pause_ticks].append(stream)
+
+    def start(self) -> None:
+        """Let the streams that wait go on, and those that come."""
+        self._started = True
+        while self._waiting:
+            self.add(self._waiting.pop())
+
+    def end(self) -> None:
+        """Let the next chunk of every stream be its last; those that come shall wait."""
+        self.start()
+        self._started = False
+        for streams in self._due.values():
+            for stream in streams:
+                stream.end()
 
     def _turn(self) -> None:
-        now = int(self._loop.time() / TICK_SECONDS)
-        while self._tick < now:
+        began = _tick_now()
+        while self._tick < (now := _tick_now()) and now < began + TURN_TICKS:
             self._tick += 1
-            for stream in self._due.pop(self._tick, ()):
-                stream.tell()
+            if streams := self._due.pop(self._tick, None):
+                chunk = _chunk_of(time.monotonic_ns())  # the same for all: they write within a tick
+                for stream in streams:
+                    if stream.tell(chunk):
+                        self._due[self._tick + stream.pause_ticks].append(stream)
         self._loop.call_later(TICK_SECONDS, self._turn)
 
 
-class Canned(asyncio.Protocol):
-    """One connection; requests come one at a time."""
+def _tick_now() -> int:
+    return int(time.monotonic() / TICK_SECONDS)
+
+
+class Canned(Upstream):
+    """One connection, whose requests say how they want to be answered."""
 
     def __init__(self, pacer: Pacer) -> None:
+        super().__init__()
         self._pacer = pacer
-        self._transport: asyncio.Transport
-        self._held = b""
-        self._left = 0
-        self.pause_seconds = 0.0
+        self._told = 0
+        self._chunks = 0
+        self.pause_ticks = 1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._left = 0
-
-    def data_received(self, data: bytes) -> None:
-        held = self._held = self._held + data
-        end = held.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        length = _LENGTH.search(held, 0, end)
-        size = end + 4 + (int(length[1]) if length is not None else 0)
-        if len(held) < size:
-            return
-        self._held = held[size:]
-        if held.find(b'"stream":true', end) < 0:
-            self._transport.write(PLAIN)
-            return
-        settings = dict(_SETTING.findall(held, 0, end))
-        self._left = int(settings.get(b"chunks", b"100"))
-        self.pause_seconds = float(settings.get(b"pause", b"0.02"))
-        self._transport.write(STREAM_HEAD)
-        self.tell()
-
-    def tell(self) -> None:
-        """Write the next event, if the caller is still there."""
-        if not self._left or self._transport.is_closing():
-            return
-        self._left -= 1
-        if self._left:
-            self._transport.write(_chunk(_EVENT % (time.monotonic_ns(), b"null")))
-            self._pacer.add(self)
+    def asked(self, head: bytes, body: bytes) -> None:
+        if b'"stream":true' in body:
+            settings = dict(_SETTING.findall(head))
+            self._told = 0
+            self._chunks = int(settings.get(b"chunks", ENDLESS))
+            self.pause_ticks = max(1, round(float(settings[b"pause"]) / TICK_SECONDS))
+            self.transport.write(STREAM_HEAD)
+            if self.tell(_chunk_of(time.monotonic_ns())):
+                self._pacer.add(self)
         else:
-            self._transport.write(LAST_CHUNK)
+            path = head.split(b" ", 2)[1].decode()
+            if path == START_PATH:
+                self._pacer.start()
+            elif path == END_PATH:
+                self._pacer.end()
+            self.transport.write(PLAIN)
+
+    def tell(self, chunk: bytes) -> bool:
+        """Write *chunk*, or the last one if it is time; return whether more are to come."""
+        if self.transport.is_closing():
+            return False
+        self._told += 1
+        more = self._told < self._chunks
+        self._write(chunk if more else _last_chunk_of(self._told))
+        return more
+
+    def end(self) -> None:
+        """Let the next chunk be the last."""
+        self._chunks = 0
+
+    def _write(self, data: bytes) -> None:
+        """Write past the transport while the kernel takes everything: that is a tenth cheaper."""
+        if self.transport.get_write_buffer_size():
+            self.transport.write(data)
+            return
+        try:
+            written = os.write(self._descriptor, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            self.transport.abort()
+            return
+        if written < len(data):
+            self.transport.write(data[written:])
 
 
 async def _serve(port: int) -> None:

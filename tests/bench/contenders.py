@@ -7,9 +7,9 @@ the upstream alive, buffers nothing, and writes no access log, though ours write
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -84,16 +84,17 @@ class Contender:
     name: str
     process: Process
     port: int
+    headers: Mapping[str, str] = field(default_factory=dict)  # that it wants besides those of the SDK
 
 
 @contextmanager
-def canned_upstream(folder: Path) -> Iterator[int]:
-    """Run the upstream; yield its port."""
+def canned_upstream(folder: Path) -> Iterator[Contender]:
+    """Run the upstream, which is also what there is without a proxy."""
     port = free_port()
     command = [sys.executable, str(HERE / "canned.py"), str(port)]
     with Process(command, OTHER_CORE, folder / "upstream.log") as process:
         process.wait_until_listening(port)
-        yield port
+        yield Contender("no proxy", process, port)
 
 
 @contextmanager
@@ -133,6 +134,25 @@ def litellm(folder: Path, upstream: int) -> Iterator[Contender]:
 
 
 @contextmanager
+def portkey(folder: Path, upstream: int) -> Iterator[Contender]:
+    """Run Portkey's gateway, which is told by a call's headers where to send it, and which of them with it."""
+    port = free_port()
+    headers = {
+        "x-portkey-provider": "openai",
+        "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1",
+        "x-portkey-forward-headers": "x-bench-chunks,x-bench-pause",
+    }
+    with _running("Portkey", ["gateway", f"--port={port}", "--headless"], folder, port) as contender:
+        yield replace(contender, headers=headers)
+
+
+def _portkey_is_installed() -> bool:
+    """Look behind the program's name, which others may have too."""
+    found = shutil.which("gateway")
+    return found is not None and "@portkey-ai" in Path(found).resolve().parts
+
+
+@contextmanager
 def all_of_them(folder: Path, upstream: int) -> Iterator[list[Contender]]:
     """Run every proxy that is installed, the yardstick first and ours second."""
     with ExitStack() as stack:
@@ -142,6 +162,8 @@ def all_of_them(folder: Path, upstream: int) -> Iterator[list[Contender]]:
         ]
         if shutil.which("litellm") is not None:
             found.append(stack.enter_context(litellm(folder, upstream)))
+        if _portkey_is_installed():
+            found.append(stack.enter_context(portkey(folder, upstream)))
         yield found
 
 

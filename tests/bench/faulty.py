@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 import orjson
+from upstreams import Upstream
 
 WORDS: Final = tuple(f"w{number:02d}." for number in range(8))
 TEXT: Final = "".join(WORDS)
@@ -36,7 +37,6 @@ SLOW_SECONDS: Final = 0.1
 """A slow answer takes up to this long to begin: long enough to be hedged."""
 
 _WORD: Final = re.compile(rb"w\d\d\.")
-_LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: what is closed is reset
 
 
@@ -147,51 +147,38 @@ class Fortune:
         return self.dice.choice(FAULTS) if drawn < RUN_SHARE + ALONE_SHARE else "good"
 
 
-class Faulty(asyncio.Protocol):
-    """One connection; requests come one at a time."""
+class Faulty(Upstream):
+    """One connection, at which every answer may be a fault."""
 
     def __init__(self, dialect: Dialect, fortune: Fortune) -> None:
+        super().__init__()
         self._dialect = dialect
         self._fortune = fortune
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._held = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        held = self._held = self._held + data
-        end = held.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        length = _LENGTH.search(held, 0, end)
-        size = end + 4 + (int(length[1]) if length is not None else 0)
-        if len(held) < size:
-            return
-        self._held = held[size:]
-        if b"/chat" not in held[: held.index(b"\r\n")]:
-            self._transport.write(_ABOUT)
+    def asked(self, head: bytes, body: bytes) -> None:
+        if b"/chat" not in head[: head.index(b"\r\n")]:
+            self.transport.write(_ABOUT)
             return
         fault = self._fortune.next()
-        streams = held.find(b'"stream":true', end) >= 0
+        streams = b'"stream":true' in body
         if fault == "slow":
             seconds = self._fortune.dice.random() * SLOW_SECONDS
-            self._loop.call_later(seconds, self._begin, held[end:], streams, "good")
+            self._loop.call_later(seconds, self._begin, body, streams, "good")
         else:
-            self._begin(held[end:], streams, fault)
+            self._begin(body, streams, fault)
 
     def _begin(self, body: bytes, streams: bool, fault: str) -> None:
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return
         if fault == "unavailable":
-            self._transport.write(_UNAVAILABLE)
+            self.transport.write(_UNAVAILABLE)
         elif fault == "busy":
-            self._transport.write(_BUSY)
+            self.transport.write(_BUSY)
         elif fault == "reset":
             self._reset()
         elif streams:
-            self._transport.write(self._dialect.stream_head)
+            self.transport.write(self._dialect.stream_head)
             words = WORDS[len(_WORD.findall(body)) :]
             said = len(words) if fault == "good" else self._fortune.dice.randrange(len(words) or 1)
             self._say(words[:said], fault)
@@ -201,28 +188,28 @@ class Faulty(asyncio.Protocol):
     def _say_at_once(self, fault: str) -> None:
         answer = self._dialect.plain
         if fault == "good":
-            self._transport.write(answer)
+            self.transport.write(answer)
         elif fault == "garbage":
-            self._transport.write(answer[:-20] + b"?" * 20)
+            self.transport.write(answer[:-20] + b"?" * 20)
         else:
-            self._transport.write(answer[:-20])
-            self._transport.close()
+            self.transport.write(answer[:-20])
+            self.transport.close()
 
     def _say(self, words: Sequence[str], fault: str) -> None:
         """Say the first of *words* and, after a pause, the next; then end well, or by *fault*."""
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return
         if words:
-            self._transport.write(self._dialect.words[words[0]])
+            self.transport.write(self._dialect.words[words[0]])
             self._loop.call_later(PAUSE_SECONDS, self._say, words[1:], fault)
         elif fault == "good":
-            self._transport.write(self._dialect.end)
+            self.transport.write(self._dialect.end)
         elif fault == "garbage":
-            self._transport.write(self._dialect.garbage)
+            self.transport.write(self._dialect.garbage)
         else:
-            self._transport.close()
+            self.transport.close()
 
     def _reset(self) -> None:
-        sock = cast(socket.socket, self._transport.get_extra_info("socket"))
+        sock = cast(socket.socket, self.transport.get_extra_info("socket"))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._transport.abort()
+        self.transport.abort()

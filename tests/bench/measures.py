@@ -1,6 +1,5 @@
 """What is measured, one function each. Nothing here judges: it returns figures."""
 
-import asyncio
 import socket
 import statistics
 import subprocess
@@ -14,8 +13,9 @@ from threading import Event, Thread
 from typing import Final
 
 from contenders import Contender, sentinel_command
-from loads import OneByOne, streams, wrk
+from loads import Calls, OneByOne, wrk
 from machine import SUBJECT_CORE, free_port
+from streams import Streams
 
 CONNECTIONS: Final = 32
 CHUNKS: Final = 100
@@ -24,68 +24,112 @@ WATCHERS: Final = 100
 
 def warm_up(subject: Contender, folder: Path) -> None:
     """Have *subject* do once what is done only once."""
-    with OneByOne(subject.port) as caller:
+    with OneByOne(subject.port, subject.headers) as caller:
         caller.call()
-    wrk(subject.port, folder, connections=CONNECTIONS, seconds=1)
+    _calls(subject, folder, 1)
 
 
 def microseconds_per_call(subject: Contender, folder: Path, seconds: float) -> float:
     """CPU of *subject* per call that is not streamed, at `CONNECTIONS` connections."""
     before = subject.process.cpu_seconds()
-    calls = wrk(subject.port, folder, connections=CONNECTIONS, seconds=seconds)
+    calls = _calls(subject, folder, seconds)
     return (subject.process.cpu_seconds() - before) / calls.count * 1e6
+
+
+def _calls(subject: Contender, folder: Path, seconds: float) -> Calls:
+    return wrk(subject.port, folder, connections=CONNECTIONS, seconds=seconds, headers=subject.headers)
 
 
 @dataclass(slots=True)
 class StreamFigures:
-    """How *subject* carried many streams at once."""
+    """How a proxy carried many streams at once."""
 
     microseconds_per_stream: float  # of CPU, for one of `CHUNKS` chunks
+    chunks_wanted_per_second: float
     chunks_per_second: float
-    core_share: float  # of its core that it used
+    core_share: float  # of the proxy's core that it used
+    load_share: float  # of the other core that the upstream and the load used
     delay_p50_ms: float  # of a chunk, from the upstream's write to the caller's read
     delay_p99_ms: float
+    whole: int  # streams with all their chunks and a proper end
     broken: int
 
 
-async def streaming(subject: Contender, count: int, pause_seconds: float, seconds: float) -> StreamFigures:
-    """Hold *count* streams of `CHUNKS` chunks open, each with one chunk a pause."""
-    async with streams(subject.port, count, chunks=CHUNKS, pause_seconds=pause_seconds) as seen:
-        await asyncio.sleep(1)
-        cpu, chunks, began = subject.process.cpu_seconds(), seen.chunks, time.monotonic()
-        seen.sampling = True
-        await asyncio.sleep(seconds)
-        seen.sampling = False
-        cpu, chunks = subject.process.cpu_seconds() - cpu, seen.chunks - chunks
-        took, broken = time.monotonic() - began, seen.broken
-    delays = statistics.quantiles(seen.delays, n=100)
+def streaming(
+    subject: Contender,
+    upstream: Contender,
+    count: int,
+    *,
+    pause_seconds: float,
+    seconds: float,
+    chunks: int | None = None,
+) -> StreamFigures:
+    """
+    Hold *count* streams open, each with one chunk a pause, and follow every one to its end.
+
+    After so many *chunks* a stream is followed by the next one; None: it goes on until all is measured.
+
+    Raises:
+        RuntimeError: Not all of them began, or hardly a chunk came.
+    """
+    with Streams(
+        subject.port,
+        upstream.port,
+        count,
+        pause_seconds=pause_seconds,
+        chunks=chunks,
+        headers=subject.headers,
+    ) as load:
+        load.read(1)
+        load.seen.delays.clear()
+        before = _so_far(subject, upstream, load)
+        load.read(seconds)
+        after = _so_far(subject, upstream, load)
+        delays = load.seen.delays.copy()
+        load.end()
+    if len(delays) < 2:
+        raise RuntimeError(f"hardly a chunk came in {seconds} seconds")
+    took, cpu, load_cpu, came = (later - earlier for earlier, later in zip(before, after, strict=True))
+    hundredths = statistics.quantiles(delays, n=100)
     return StreamFigures(
-        cpu / chunks * CHUNKS * 1e6,
-        chunks / took,
-        cpu / took,
-        delays[49] * 1000,
-        delays[98] * 1000,
-        broken,
+        microseconds_per_stream=cpu / came * CHUNKS * 1e6,
+        chunks_wanted_per_second=count / pause_seconds,
+        chunks_per_second=came / took,
+        core_share=cpu / took,
+        load_share=load_cpu / took,
+        delay_p50_ms=hundredths[49] * 1000,
+        delay_p99_ms=hundredths[98] * 1000,
+        whole=load.seen.whole,
+        broken=load.seen.broken,
     )
 
 
-async def bytes_per_open_stream(subject: Contender, count: int) -> float:
+def _so_far(subject: Contender, upstream: Contender, load: Streams) -> tuple[float, float, float, int]:
+    """Return the time, the CPU seconds of *subject* and of upstream and load, and the chunks that came."""
+    load_cpu = upstream.process.cpu_seconds() + time.process_time()
+    return time.monotonic(), subject.process.cpu_seconds(), load_cpu, load.seen.chunks
+
+
+def bytes_per_open_stream(subject: Contender, upstream: Contender, count: int) -> float:
     """Resident memory that each of *count* open streams adds."""
-    async with streams(subject.port, count // 10, chunks=1_000, pause_seconds=1.0):
-        pass  # what is grown once is grown now
+    with Streams(subject.port, upstream.port, count // 10, pause_seconds=1.0) as load:
+        load.end()
+    time.sleep(0.5)  # what is grown once is grown now, and what was open is closed
     before = subject.process.resident_bytes()
-    async with streams(subject.port, count, chunks=1_000, pause_seconds=1.0):
-        await asyncio.sleep(1)
-        return (subject.process.resident_bytes() - before) / count
+    with Streams(subject.port, upstream.port, count, pause_seconds=1.0) as load:
+        load.read(1)
+        added = subject.process.resident_bytes() - before
+        load.end()
+    return added / count
 
 
-def latencies(ports: Sequence[int], rounds: int) -> list[list[float]]:
+def latencies(subjects: Sequence[Contender], rounds: int) -> list[list[float]]:
     """
-    Seconds of single calls at each of *ports*, one connection each, taken in turns.
+    Seconds of single calls at each of *subjects*, one connection each, taken in turns.
 
     In turns, because a machine's mood changes: what one of them meets, the others meet too.
     """
-    callers = [OneByOne(port) for port in ports]
+    callers = [OneByOne(subject.port, subject.headers) for subject in subjects]
     for caller in callers:
         for _ in range(200):
             caller.call()
