@@ -6,6 +6,7 @@ one closes it; the connection, the permit and the place at the upstream go back 
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from sentinel_proxy.clock import Clock
@@ -16,6 +17,9 @@ from sentinel_proxy.resilience.deadline import FINISH_GRACE_SECONDS, Patience
 from sentinel_proxy.resilience.scopes import ScopedPermit
 from sentinel_proxy.upstream.base import Exchange
 from sentinel_proxy.upstream.upstream import Upstream
+
+Write = Callable[[bytes, float], bool]
+"""Sends bytes to the caller at once, given the moment; returns False where the caller must be waited for."""
 
 TRIAL_PROOF_SECONDS: Final = 5.0
 """A trial that has streamed this long has proved its point; a whole answer may take minutes."""
@@ -32,7 +36,7 @@ class Reply:
     """
 
     __slots__ = (
-        "_began_at",
+        "_busy_seconds",
         "_call",
         "_clock",
         "_closed",
@@ -42,6 +46,8 @@ class Reply:
         "_permit",
         "_progress",
         "_progress_at",
+        "_proved_at",
+        "_write",
         "decoder",
         "failover",
         "first_token_seconds",
@@ -74,7 +80,10 @@ class Reply:
         self._first = first
         self._patience = waits
         self._progress = decoder.progress
-        self._began_at = self._progress_at = now
+        self._progress_at = now
+        self._proved_at = now + TRIAL_PROOF_SECONDS if permit.trial else inf  # a trial's point, by progress
+        self._write: Write | None = None  # while bytes are poured
+        self._busy_seconds = 0.0  # of our own, in what was poured
         self._closed = False
         self.upstream = upstream
         self.model = model
@@ -134,14 +143,13 @@ class Reply:
             if decoder.failure is not None:
                 raise self._broken(decoder.failure)
             output = await self._next()
-            if decoder.progress != self._progress:
-                self._made_progress(self._clock.monotonic())
+            self._note_progress(self._clock.monotonic())
             if output:
                 return output
         self._permit.succeed(self._clock.monotonic())
         return b""
 
-    async def pour(self, write: Callable[[bytes], bool]) -> None:
+    async def pour(self, write: Write) -> None:
         """
         Give *write* the next bytes, like `read`, but each in the very callback that brings it.
 
@@ -152,25 +160,31 @@ class Reply:
         decoder, call, clock = self.decoder, self._call, self._clock
         if self._first or decoder.complete or decoder.failure is not None:
             return
+        self._write = write
+        self._busy_seconds = 0.0
         began = clock.monotonic()
-        busy_seconds = 0.0
-
-        def sink(data: bytes) -> float:
-            nonlocal busy_seconds
-            now = clock.monotonic()
-            output = decoder.feed(data)
-            if decoder.progress != self._progress:
-                self._made_progress(now)
-            may_go_on = write(output) if output else True
-            busy_seconds += clock.monotonic() - now
-            if decoder.complete or decoder.failure is not None or not may_go_on:
-                return 0.0
-            return self._until(now)
-
         try:
-            await self._exchange.flow(self._until(began), sink)
+            await self._exchange.flow(self._until(began), self._sink)
         finally:
-            call.waited_seconds += clock.monotonic() - began - busy_seconds
+            call.waited_seconds += clock.monotonic() - began - self._busy_seconds
+            self._write = None
+
+    def _sink(self, data: bytes) -> float:
+        """Take what `pour` was brought; return how long to wait for more, 0 where `read` must go on."""
+        decoder, monotonic = self.decoder, self._clock.monotonic
+        assert self._write is not None
+        now = monotonic()
+        output = decoder.feed(data)
+        if decoder.progress != self._progress:
+            self._progress = decoder.progress
+            self._progress_at = now
+            if now > self._proved_at:
+                self._permit.succeed(now)
+        may_go_on = self._write(output, now) if output else True
+        self._busy_seconds += monotonic() - now
+        if decoder.complete or decoder.failure is not None or not may_go_on:
+            return 0.0
+        return self._until(now)
 
     async def whole(self) -> bytes:
         """
@@ -204,14 +218,19 @@ class Reply:
     def _until(self, now: float) -> float:
         """Return how long the next bytes may take to come."""
         waits = self._patience
-        idle_seconds = FINISH_GRACE_SECONDS if self.decoder.finished else waits.idle
-        return min(now + idle_seconds, self._progress_at + waits.progress, self._call.deadline)
+        until = now + (FINISH_GRACE_SECONDS if self.decoder.finished else waits.idle)
+        stalled = self._progress_at + waits.progress
+        if stalled < until:  # not `min`, which takes three times as long
+            until = stalled
+        deadline = self._call.deadline
+        return deadline if deadline < until else until
 
-    def _made_progress(self, now: float) -> None:
-        self._progress_at = now
-        self._progress = self.decoder.progress
-        if self._permit.trial and now - self._began_at > TRIAL_PROOF_SECONDS:
-            self._permit.succeed(now)
+    def _note_progress(self, now: float) -> None:
+        if self.decoder.progress != self._progress:
+            self._progress = self.decoder.progress
+            self._progress_at = now
+            if now > self._proved_at:
+                self._permit.succeed(now)
 
     def _broken(self, error: UpstreamError) -> UpstreamError:
         self._permit.fail(error, self._clock.monotonic())

@@ -289,14 +289,14 @@ class Caller:
         """Whether `write` works: the server has it, and nobody stands between who wants to see all."""
         return self._write is not None
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, now: float) -> bool:
         """
-        Send a part of a stream that has begun, without waiting.
+        Send a part of a stream that has begun, without waiting; *now* is the moment.
 
         Returns False where that must not go on: the caller's side is full, or the caller gone.
         """
         assert self._write is not None
-        self._last_sent = self._clock.monotonic()
+        self._last_sent = now
         return self._write(data)
 
     def release(self) -> None:

@@ -42,6 +42,7 @@ class Turn:
         "_connection",
         "_end_told",
         "_expected_bytes",
+        "_flowing",
         "_gone",
         "_head",
         "_head_only",
@@ -68,6 +69,7 @@ class Turn:
         self._complete = False
         self._chunked = False
         self._expected_bytes = 0
+        self._flowing = False  # chunked, and begun: its head and some of its body have left
         self.keep_alive = keep_alive
 
     def __repr__(self) -> str:
@@ -190,7 +192,7 @@ class Turn:
         the caller is gone.
         """
         connection = self._connection
-        if connection.lost or not self._chunked or self._head or self._complete:
+        if connection.lost or not self._flowing:
             return False
         connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return not connection.write_paused
@@ -244,6 +246,7 @@ class Turn:
         if self._head:
             data, self._head = self._head + data, b""
         self._connection.transport.write(data)
+        self._flowing = more and self._chunked
         if not more:
             self._complete = True
             self._gone = None

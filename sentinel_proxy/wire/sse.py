@@ -50,6 +50,9 @@ class EventCutter:
     oversize: bool = False
     """An event has passed the limit. Feed nothing more; what was handed out before is good."""
 
+    passes_bytes: int = -1
+    """So many bytes of whole events need no cutting; -1: the next byte may not be the first of an event."""
+
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._held: list[bytes] = []
@@ -59,8 +62,9 @@ class EventCutter:
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the stream; return the events that are whole now, as they came."""
-        if self._held_bytes or self._at_start or not data.endswith((b"\n\n", b"\r\n\r\n")):
-            return self._cut(data)
+        if self.passes_bytes < 0 or not data.endswith((b"\n\n", b"\r\n\r\n")):
+            data = self._cut(data)
+            self.passes_bytes = -1 if self._held_bytes or self._at_start else self._limit_bytes
         return data
 
     def payloads(self, data: bytes) -> list[bytes] | None:
@@ -69,7 +73,7 @@ class EventCutter:
 
         None means that nothing was taken: `feed` must have them.
         """
-        if self._held_bytes or self._at_start or len(data) > self._limit_bytes:
+        if len(data) > self.passes_bytes:
             return None
         return payloads(data)
 

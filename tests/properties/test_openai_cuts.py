@@ -1,14 +1,17 @@
 """Whatever an OpenAI-compatible server sends, and however the network cuts it."""
 
 import json
+import re
+from itertools import accumulate
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sentinel_proxy.model import PATHS, Call, Endpoint, Headers, ReplyHead
 from sentinel_proxy.providers.base import Decoder
-from sentinel_proxy.providers.openai import OpenAIProvider
+from sentinel_proxy.providers.openai import OpenAIProvider, streams
 from sentinel_proxy.wire import sse
 
 provider = OpenAIProvider(base_url="http://upstream/v1")
@@ -146,6 +149,8 @@ def state(decoder: Decoder) -> dict[str, Any]:
         "failure": failure and (failure.kind, failure.code, failure.message, failure.status),
         "model": decoder.model,
         "usage": decoder.usage,
+        "opened_as": decoder.opened_as,
+        "plain": decoder.plain,
     }
 
 
@@ -174,6 +179,61 @@ def test_every_answer_ends_in_one_verdict(answer: Answer) -> None:
         expected = int(decoder.complete and call.endpoint is not Endpoint.RESPONSES)
         assert datas.count(b"[DONE]") == expected
         assert b"[DONE]" not in datas[:-1]
+
+
+# Many events alike, which are soon not parsed any more, and some that look alike and are not.
+texts = st.text(max_size=3) | st.sampled_from(["", '"', "\\", "\n\n", '"}', " word", "\ud83d", "\u00fc"])
+alike = st.builds(
+    lambda text, key, padding: line(
+        {
+            **{
+                "id": "c",
+                "created": 1,
+                "choices": [{"index": 0, "delta": {key: text}, "finish_reason": None}],
+            },
+            **({"obfuscation": padding} if padding is not None else {}),
+        }
+    ),
+    texts,
+    st.sampled_from(["content"] * 6 + ["reasoning", "refusal", "text"]),
+    st.none() | texts,
+)
+tampered = st.builds(
+    lambda event, odd, at: event[: -at or None] + odd + event[len(event) - at :],
+    alike,
+    st.sampled_from([b" ", b"\n", b"\r", b'"', b"\\", b"5", b",", b"}", b"\x00", b"\xff", b"\ndata: "]),
+    st.integers(0, 60),
+)
+long_streams = st.builds(
+    joined, st.lists(alike, max_size=40), st.none() | tampered | oddities, last_chunks, ends
+)
+
+
+def reads_of(stream: bytes, data: st.DataObject) -> list[bytes]:
+    """Cut *stream* between events, as servers write them: mostly one a read."""
+    events = re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", stream)
+    sizes = data.draw(st.lists(st.sampled_from([1, 1, 1, 2, 3]), min_size=len(events), max_size=len(events)))
+    return [
+        b"".join(events[at : at + size])
+        for at, size in zip(accumulate(sizes, initial=0), sizes, strict=False)
+    ]
+
+
+@given(stream=long_streams, asked=asked, data=st.data())
+def test_events_that_are_known_already_mean_what_they_mean_when_parsed(
+    stream: bytes, asked: dict[str, Any], data: st.DataObject
+) -> None:
+    call, head = call_of(Endpoint.CHAT, True, asked), head_of(b"text/event-stream")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "TEMPLATE_EVERY", 1)
+        output, decoder = judged(call, head, reads_of(stream, data))
+        patch.setattr(streams, "template_of", lambda event: (None, False))
+        expected, reference = judged(call, head, [stream])
+
+    assert output == expected
+    assert state(decoder) == state(reference)
+    assert "".join(decoder.said) == "".join(reference.said)
 
 
 @given(

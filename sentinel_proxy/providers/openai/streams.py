@@ -3,7 +3,8 @@ Judging a stream while it passes through.
 
 Every event is looked into and, if it is good, leaves as the bytes it came as; what it says is
 only counted. This is the hot path of the product: a read of plain events costs one cut, one
-JSON parse and a few look-ups an event, and returns the very bytes it was given.
+JSON parse and a few look-ups an event, and returns the very bytes it was given; of events that
+differ from an earlier one in their text alone, only the text is parsed.
 
 An answer is complete when every choice has its finish reason or `[DONE]` came, and no error
 was seen (docs/decisions/0004). What is malformed is a break like any other: skipping it could
@@ -11,7 +12,7 @@ lose text, or half a tool call.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from sentinel_proxy.errors import FailureKind, UpstreamError
@@ -21,6 +22,7 @@ from sentinel_proxy.providers.openai.failures import Failures
 from sentinel_proxy.wire import sse
 from sentinel_proxy.wire.json import loads
 from sentinel_proxy.wire.openai import DONE
+from sentinel_proxy.wire.template import Template, template
 
 GOOD_FINISHES: Final = frozenset(
     (
@@ -49,8 +51,18 @@ SAYINGS: Final = (
 
 _NOT_TEXT: Final = tuple(key for key in SAYINGS if key != "content" and not key.startswith("reasoning"))
 
+_TEXTS: Final = ("content", "reasoning_content", "reasoning")
+
 MAX_PIECES: Final = 256
 """So many pieces of text are joined into one: a short string costs more than what is in it."""
+
+TEMPLATE_EVERY: Final = 16
+"""
+Between two attempts at a template, so many events that say something.
+
+A stream whose events differ in more than their text pays a part of a parse an event for attempts
+that are of no use; one with the time in its events needs a new template each second.
+"""
 
 _PINGS: Final = frozenset((b"ping", b"heartbeat", b"keepalive", b"keep-alive"))
 
@@ -175,8 +187,28 @@ class ChunkDecoder(EventDecoder):
         self._silent = silent_finishes(call)
         self.said: list[str] = []
         self._joined = 0  # so many at the beginning of `said` are joined ones
+        self._template: Template | None = None  # of events that say text and do nothing else
+        self._template_speaks = False  # visibly: its text is content
+        self._template_due = 1  # at so much progress
         self._seen: set[Any] = set()
         self._finished: set[Any] = set()
+
+    def feed(self, data: bytes) -> bytes:
+        known = self._template
+        if known is not None and len(data) <= self._events.passes_bytes:
+            texts = known.strings(data)
+            if texts is not None:
+                self.progress += len(texts)
+                if self._template_speaks:
+                    self._say(texts)
+                return data
+        output = super().feed(data)
+        if self.complete or self.failure is not None:
+            self._template = None
+        elif output is data and self.progress >= self._template_due:
+            self._template_due = self.progress + TEMPLATE_EVERY
+            self._template, self._template_speaks = template_of(data)
+        return output
 
     def _judge(self, data: bytes, name: bytes = b"") -> bool:
         if data.startswith(b"[DONE]"):  # known, before two parsers are asked what it is
@@ -221,14 +253,18 @@ class ChunkDecoder(EventDecoder):
         """Keep the text that was said, and note whether anything but text was: a rescue will ask."""
         content = delta.get("content")
         if isinstance(content, str):
-            self.said.append(content)
-            if len(self.said) == self._joined + MAX_PIECES:  # joined once, so that long answers cost no more
-                self.said[self._joined :] = ["".join(self.said[self._joined :])]
-                self._joined += 1
+            self._say((content,))
         elif content:  # parts, as Mistral sends them
             self.plain = False
         if self.plain and (choice.get("index") or choice.get("logprobs") or not _is_text(delta)):
             self.plain = False
+
+    def _say(self, texts: Iterable[str]) -> None:
+        said = self.said
+        said += texts
+        if len(said) >= self._joined + MAX_PIECES:  # joined once, so that long answers cost no more
+            said[self._joined :] = ["".join(said[self._joined :])]
+            self._joined += 1
 
     def _finish(self, index: Any, reason: Any, choice: Mapping[str, Any]) -> bool:
         """Note that a choice has ended; return whether it ended well."""
@@ -358,6 +394,35 @@ def says(said: Mapping[str, Any] | None) -> bool:
 def _is_text(delta: Mapping[str, Any]) -> bool:
     """Whether a delta that says something is text, or reasoning, and nothing besides."""
     return (len(delta) == 1 and "content" in delta) or not any(delta.get(key) for key in _NOT_TEXT)
+
+
+def template_of(event: bytes) -> tuple[Template | None, bool]:
+    """
+    Return the template of a good event in which one choice says some text, and nothing else happens.
+
+    With any other text, and any other padding, such an event means the same.
+
+    Returns:
+        Also whether the text is content. The template is None for all other events.
+    """
+    payloads = sse.payloads(event)
+    parsed = loads(payloads[0]) if payloads is not None and len(payloads) == 1 else {}
+    choices = parsed.get("choices") or []
+    if len(choices) != 1 or choices[0].get("finish_reason") or parsed.get("usage"):
+        return None, False
+    place = _place_of_text(choices[0])
+    if place is None:
+        return None, False
+    padding = [("obfuscation",)] if isinstance(parsed.get("obfuscation"), str) else []
+    return template(event, parsed, ("choices", 0, *place), *padding), place[-1] == "content"
+
+
+def _place_of_text(choice: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the keys that lead to the text that a choice says; None where it says none."""
+    delta: Mapping[str, Any] = choice.get("delta") or {}
+    if not says(delta):
+        return ("text",) if text_of(choice.get("text")) else None
+    return next((("delta", key) for key in _TEXTS if text_of(delta.get(key))), None)
 
 
 def silent_finishes(call: Call) -> frozenset[str]:
