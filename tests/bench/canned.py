@@ -68,16 +68,18 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _chunk_of(nanoseconds: int) -> bytes:
+def chunk_of(nanoseconds: int) -> bytes:
+    """Return a chunk that was written then, by the monotonic clock."""
     return _chunk(_EVENT % (MARK, nanoseconds, b"null"))
 
 
-def _last_chunk_of(count: int) -> bytes:
+def last_chunk_of(count: int) -> bytes:
+    """Return the end of a stream of *count* chunks, of which this is one."""
     return _chunk(_EVENT % (LAST_MARK, count, b'"stop"') + b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-CHUNK: Final = _chunk_of(0)
-LAST_CHUNK: Final = _last_chunk_of(0)
+CHUNK: Final = chunk_of(0)
+LAST_CHUNK: Final = last_chunk_of(0)
 
 
 class Pacer:
@@ -125,7 +127,7 @@ class Pacer:
         while self._tick < (now := _tick_now()) and now < began + TURN_TICKS:
             self._tick += 1
             if streams := self._due.pop(self._tick, None):
-                chunk = _chunk_of(time.monotonic_ns())  # the same for all: they write within a tick
+                chunk = chunk_of(time.monotonic_ns())  # the same for all: they write within a tick
                 for stream in streams:
                     if stream.tell(chunk):
                         self._due[self._tick + stream.pause_ticks].append(stream)
@@ -157,7 +159,7 @@ class Canned(Upstream):
             self._chunks = int(settings.get(b"chunks", ENDLESS))
             self.pause_ticks = max(1, round(float(settings[b"pause"]) / TICK_SECONDS))
             self.transport.write(STREAM_HEAD)
-            if self.tell(_chunk_of(time.monotonic_ns())):
+            if self.tell(chunk_of(time.monotonic_ns())):
                 self._pacer.add(self)
         else:
             path = head.split(b" ", 2)[1].decode()
@@ -173,7 +175,7 @@ class Canned(Upstream):
             return False
         self._told += 1
         more = self._told < self._chunks
-        self._write(chunk if more else _last_chunk_of(self._told))
+        self._write(chunk if more else last_chunk_of(self._told))
         return more
 
     def end(self) -> None:

@@ -135,7 +135,7 @@ def litellm(folder: Path, upstream: int) -> Iterator[Contender]:
 
 @contextmanager
 def portkey(folder: Path, upstream: int) -> Iterator[Contender]:
-    """Run Portkey's gateway, which is told by a call's headers where to send it, and which of them with it."""
+    """Run Portkey's gateway, which is told by headers where to send a call and which of them with it."""
     port = free_port()
     headers = {
         "x-portkey-provider": "openai",
