@@ -318,15 +318,14 @@ async def relay(reply: Reply, caller: Caller, headers: Sequence[Header]) -> None
         UpstreamError: The answer broke; what came before it has been sent and the line is
             still open, so that the stream can be carried on or the break be told inside it.
     """
-    first = await reply.read()
+    data = await reply.read()
     await caller.start(reply.status, [*headers, *STREAM_HEADERS], streaming=True)
-    await caller.send(first, more=True)
-    while True:
+    while data:
+        await caller.send(data, more=True)
+        data = b""  # or it would be kept for as long as bytes are poured
         if caller.writes_at_once:
             await reply.pour(caller.write)
-        if not (data := await reply.read()):
-            break
-        await caller.send(data, more=True)
+        data = await reply.read()
     await caller.send(b"", more=False)
 
 

@@ -53,8 +53,11 @@ _NOT_TEXT: Final = tuple(key for key in SAYINGS if key != "content" and not key.
 
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 
-MAX_PIECES: Final = 256
-"""So many pieces of text are joined into one: a short string costs more than what is in it."""
+MAX_PIECES: Final = 32
+"""So many pieces of text are joined into one: a short string costs 50 bytes more than what is in it."""
+
+_NONE: Final[frozenset[Any]] = frozenset()
+_FIRST: Final = frozenset((0,))
 
 TEMPLATE_EVERY: Final = 16
 """
@@ -190,8 +193,8 @@ class ChunkDecoder(EventDecoder):
         self._template: Template | None = None  # of events that say text and do nothing else
         self._template_speaks = False  # visibly: its text is content
         self._template_due = 1  # at so much progress
-        self._seen: set[Any] = set()
-        self._finished: set[Any] = set()
+        self._seen = _NONE  # the indices of choices: small sets, and nearly always these two
+        self._finished = _NONE
 
     def feed(self, data: bytes) -> bytes:
         known = self._template
@@ -235,7 +238,7 @@ class ChunkDecoder(EventDecoder):
                     self.began = True
                 index = choice.get("index", 0)
                 if index not in self._seen:
-                    self._seen.add(index)
+                    self._seen = _with(self._seen, index)
                     self.finished = False
                 if (reason := choice.get("finish_reason")) and not self._finish(index, reason, choice):
                     return False
@@ -274,7 +277,7 @@ class ChunkDecoder(EventDecoder):
         if reason in self._silent:
             self.began = True
         self.progress += 1
-        self._finished.add(index)
+        self._finished = _with(self._finished, index)
         self.finished = len(self._finished) >= self._expected and self._finished >= self._seen
         return True
 
@@ -394,6 +397,12 @@ def says(said: Mapping[str, Any] | None) -> bool:
 def _is_text(delta: Mapping[str, Any]) -> bool:
     """Whether a delta that says something is text, or reasoning, and nothing besides."""
     return (len(delta) == 1 and "content" in delta) or not any(delta.get(key) for key in _NOT_TEXT)
+
+
+def _with(indices: frozenset[Any], index: Any) -> frozenset[Any]:
+    """Return *indices* and *index*; streams of one choice share what that is."""
+    more = indices | {index}
+    return _FIRST if more == _FIRST else more
 
 
 def template_of(event: bytes) -> tuple[Template | None, bool]:
