@@ -3,9 +3,10 @@ The upstream of the benchmark: canned answers in OpenAI's form, for next to no C
 
 A raw protocol, no framework: it finds where a request ends and writes bytes that were made
 beforehand. A request whose body asks for a stream gets an event, and from when `START_PATH` has been
-asked for another one each `x-bench-pause` seconds, until there were `x-bench-chunks` or `END_PATH` is
-asked for, which ends all streams. Each event says when it was written, so that whoever reads it knows
-how long it was on its way; the last one says how many there were.
+asked for another one each so many seconds, until there were so many or `END_PATH` is asked for, which
+ends all streams. How many stands in the body's `user`, which every proxy passes on: "pause=0.05,
+chunks=100". Each event says when it was written, so that whoever reads it knows how long it was on its
+way; the last one says how many there were.
 
     python tests/bench/canned.py PORT
 """
@@ -61,7 +62,7 @@ _EVENT: Final = (
     b'"system_fingerprint":"fp_06737a9306","choices":[{"index":0,"delta":{"content":"%b%020d"},'
     b'"logprobs":null,"finish_reason":%b}]}\n\n'
 )
-_SETTING: Final = re.compile(rb"x-bench-(chunks|pause): ([0-9.]+)")
+_SETTING: Final = re.compile(rb"(chunks|pause)=([0-9.]+)")
 
 
 def _chunk(data: bytes) -> bytes:
@@ -154,7 +155,7 @@ class Canned(Upstream):
 
     def asked(self, head: bytes, body: bytes) -> None:
         if b'"stream":true' in body:
-            settings = dict(_SETTING.findall(head))
+            settings = dict(_SETTING.findall(body))
             self._told = 0
             self._chunks = int(settings.get(b"chunks", ENDLESS))
             self.pause_ticks = max(1, round(float(settings[b"pause"]) / TICK_SECONDS))

@@ -135,13 +135,9 @@ def litellm(folder: Path, upstream: int) -> Iterator[Contender]:
 
 @contextmanager
 def portkey(folder: Path, upstream: int) -> Iterator[Contender]:
-    """Run Portkey's gateway, which is told by headers where to send a call and which of them with it."""
+    """Run Portkey's gateway, which is told by headers where to send a call."""
     port = free_port()
-    headers = {
-        "x-portkey-provider": "openai",
-        "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1",
-        "x-portkey-forward-headers": "x-bench-chunks,x-bench-pause",
-    }
+    headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1"}
     with _running("Portkey", ["gateway", f"--port={port}", "--headless"], folder, port) as contender:
         yield replace(contender, headers=headers)
 

@@ -47,9 +47,12 @@ NO_HEADERS: Final[Mapping[str, str]] = {}
 _LENGTH: Final = re.compile(rb"content-length: (\d+)\r\n", re.IGNORECASE)
 
 
-def request_bytes(*, stream: bool = False, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
+def request_bytes(
+    *, stream: bool = False, user: str | None = None, headers: Mapping[str, str] = NO_HEADERS
+) -> bytes:
     """Return one request as it goes over the wire, with *headers* besides those of the SDK."""
-    body = json.dumps(_QUESTION | ({"stream": True} if stream else {}), separators=(",", ":")).encode()
+    more = ({"stream": True} if stream else {}) | ({"user": user} if user is not None else {})
+    body = json.dumps(_QUESTION | more, separators=(",", ":")).encode()
     lines = "".join(f"{name}: {value}\r\n" for name, value in {**SDK_HEADERS, **headers}.items())
     return f"POST {PATH} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 

@@ -133,7 +133,8 @@ class Streams:
         self._upstream = upstream
         self._count = count
         self._chunks = chunks
-        self._headers = {**headers, "x-bench-pause": str(pause_seconds)}
+        self._pause_seconds = pause_seconds
+        self._headers = headers
         self._request: bytes | None = self._asking_for(chunks)  # None: there shall be no further ones
         self._sampled: dict[int, Stream] = {}
         self._others: deque[Stream] = deque()  # whoever was read longest ago comes first
@@ -225,5 +226,5 @@ class Streams:
         return False
 
     def _asking_for(self, chunks: int | None) -> bytes:
-        length = {} if chunks is None else {"x-bench-chunks": str(chunks)}
-        return request_bytes(stream=True, headers={**self._headers, **length})
+        length = "" if chunks is None else f", chunks={chunks}"
+        return request_bytes(stream=True, user=f"pause={self._pause_seconds}{length}", headers=self._headers)

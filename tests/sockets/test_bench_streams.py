@@ -8,6 +8,9 @@ from select import select
 
 import pytest
 
+if sys.platform != "linux":
+    pytest.skip("the benchmark knows Linux only", allow_module_level=True)
+
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 from canned import CHUNK, STREAM_HEAD, last_chunk_of
