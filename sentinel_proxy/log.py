@@ -10,7 +10,8 @@ import asyncio
 import atexit
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from queue import SimpleQueue
 from select import PIPE_BUF, select
 from typing import Any, BinaryIO, Final, Protocol, cast
@@ -21,7 +22,7 @@ import structlog
 from sentinel_proxy.clock import utc_now
 from sentinel_proxy.config import LogConfig
 from sentinel_proxy.events import AttemptFailed, BreakerChanged, Bus, CallFinished, CallHedged, Noticed
-from sentinel_proxy.model import Call, Outcome
+from sentinel_proxy.model import Outcome
 
 FLUSH_SECONDS: Final = 0.1
 """How long a line waits for others to be written with."""
@@ -191,38 +192,54 @@ class Log:
     def line(self, level: str, event: str, **fields: Any) -> None:
         """Write one line, unless its level is below the configured one; a field of None is left out."""
         if LEVELS[level] >= self._least:
-            self._write({"timestamp": utc_now(), "level": level, "event": event, **self._always, **fields})
+            known = {key: value for key, value in fields.items() if value is not None}
+            self._write({"timestamp": utc_now(), "level": level, "event": event, **self._always, **known})
 
-    def _write(self, fields: Mapping[str, Any]) -> None:
-        self.sink.write(self._render({key: value for key, value in fields.items() if value is not None}))
+    def _write(self, fields: dict[str, Any]) -> None:
+        self.sink.write(self._render(fields))
 
     def _call_finished(self, event: CallFinished) -> None:
-        """Write the line of a call: the one that is written all the time, so no field moves twice."""
+        """
+        Write the line of a call.
+
+        It is the one that is written all the time, so what is None is never put in, rather than
+        sorted out afterwards.
+        """
+        call, usage = event.call, event.usage
         level = _CALL_LEVELS.get(event.outcome, "info")
         if LEVELS[level] < self._least:
             return
-        call, usage = event.call, event.usage
-        self._write(
-            {
-                "timestamp": utc_now(),
-                "level": level,
-                "event": "call",
-                **self._always,
-                "trace_id": event.trace_id,
-                "endpoint": event.endpoint,
-                **(_of_call(call) if call is not None else {}),
-                "provider": event.provider,
-                "model": event.model,
-                "status": event.status,
-                "outcome": event.outcome,
-                "error": event.error_code,
-                "seconds": _rounded(event.seconds),
-                "overhead_seconds": _rounded(event.overhead_seconds, 1e6),
-                "first_token_seconds": _rounded(event.first_token_seconds),
-                "prompt_tokens": usage.prompt_tokens if usage is not None else None,
-                "completion_tokens": usage.completion_tokens if usage is not None else None,
-            }
-        )
+        fields: dict[str, Any] = {
+            "timestamp": utc_now(),
+            "level": level,
+            "event": "call",
+            **self._always,
+            "trace_id": event.trace_id,
+            "endpoint": event.endpoint,
+        }
+        if call is not None:
+            if call.client is not None:
+                fields["client"] = call.client
+            fields["stream"] = call.stream
+            fields["trail"] = [f"{attempt.provider}:{attempt.result}" for attempt in call.trail]
+            fields["attempts"] = call.attempts
+        if event.provider is not None:
+            fields["provider"] = event.provider
+        if event.model is not None:
+            fields["model"] = event.model
+        fields["status"] = event.status
+        fields["outcome"] = event.outcome
+        if event.error_code is not None:
+            fields["error"] = event.error_code
+        # Whole parts of a second: `round(seconds, 4)` writes it down and reads it, and costs more.
+        fields["seconds"] = round(event.seconds * 1e4) / 1e4
+        fields["overhead_seconds"] = round(event.overhead_seconds * 1e6) / 1e6
+        if event.first_token_seconds is not None:
+            fields["first_token_seconds"] = round(event.first_token_seconds * 1e4) / 1e4
+        if usage is not None:
+            fields["prompt_tokens"] = usage.prompt_tokens
+            fields["completion_tokens"] = usage.completion_tokens
+        self._write(fields)
 
     def _attempt_failed(self, event: AttemptFailed) -> None:
         self.line(
@@ -267,22 +284,7 @@ def _stdout() -> BinaryIO:
     return cast(BinaryIO, open(sys.stdout.fileno(), "wb", buffering=0, closefd=False))
 
 
-def _of_call(call: Call) -> dict[str, Any]:
-    return {
-        "client": call.client,
-        "stream": call.stream,
-        "trail": [f"{attempt.provider}:{attempt.result}" for attempt in call.trail],
-        "attempts": call.attempts,
-    }
-
-
-def _rounded(seconds: float | None, parts: float = 1e4) -> float | None:
-    """Round to whole *parts* of a second; `round(seconds, 4)` writes it down and reads it, and costs more."""
-    return None if seconds is None else round(seconds * parts) / parts
-
-
-def _json(fields: dict[str, Any]) -> bytes:
-    return orjson.dumps(fields, default=str, option=orjson.OPT_UTC_Z)
+_json: Final = partial(orjson.dumps, default=str, option=orjson.OPT_UTC_Z)
 
 
 def _console() -> Callable[[dict[str, Any]], bytes]:
