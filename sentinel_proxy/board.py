@@ -162,7 +162,7 @@ class Histogram:
     __slots__ = ("_at", "_bounds", "_cells")
 
     def __init__(self, numbers: Numbers, key: str, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
+        self._bounds = tuple(map(float, bounds))  # what is compared with floats all the time
         self._cells, self._at = numbers.cells(key, len(bounds) + 2)
 
     def observe(self, value: float) -> None:

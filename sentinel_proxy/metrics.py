@@ -240,6 +240,10 @@ REASONS: Final = frozenset(
     )
 )
 
+# Found once: of its class, Python 3.11 finds a member by a detour.
+_RESCUED: Final = Outcome.RESCUED
+_TRUNCATED: Final = Outcome.TRUNCATED
+
 _GOOD: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED_OVER, Outcome.RESCUED))
 _BAD: Final = frozenset((Outcome.FAILURE, Outcome.TRUNCATED))
 
@@ -400,15 +404,15 @@ class Metrics:
         return (name if name in self._providers else OTHER) if name else NONE
 
     def _call_finished(self, event: CallFinished) -> None:
-        call, outcome = event.call, event.outcome
-        provider = event.provider
+        call, outcome, usage = event.call, event.outcome, event.usage
+        provider, seconds = event.provider, event.seconds
         if provider is None and call is not None:
             provider = call.answered_by
         series = self._calls.get((event.endpoint, provider))
         if series is None:
             series = self._calls_of(event.endpoint, self._provider(provider))
         series.outcomes[outcome].inc()
-        series.duration.observe(event.seconds)
+        series.duration.observe(seconds)
         series.overhead.observe(event.overhead_seconds)
         if call is not None:
             for attempt in call.trail:
@@ -418,14 +422,15 @@ class Metrics:
                     self.attempts.labels(self._provider(attempt.provider), HEDGED).inc()
             if call.stream and event.first_token_seconds is not None and series.first_token is not None:
                 series.first_token.observe(event.first_token_seconds)
-        if event.usage is not None and series.prompt is not None and series.completion is not None:
-            series.prompt.inc(event.usage.prompt_tokens)
-            series.completion.inc(event.usage.completion_tokens)
-            self.totals.prompt_tokens += event.usage.prompt_tokens
-            self.totals.completion_tokens += event.usage.completion_tokens
-        if outcome is Outcome.TRUNCATED:
+        if usage is not None and series.prompt is not None and series.completion is not None:
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            series.prompt.inc(prompt)
+            series.completion.inc(completion)
+            self.totals.prompt_tokens += prompt
+            self.totals.completion_tokens += completion
+        if outcome is _TRUNCATED:
             self.truncated.labels(self._provider(provider)).inc()
-        self._add_to_totals(outcome, event.seconds)
+        self._add_to_totals(outcome, seconds)
 
     def _calls_of(self, endpoint: Endpoint, provider: str) -> _CallSeries:
         key = (endpoint, None if provider == NONE else provider)
@@ -439,7 +444,7 @@ class Metrics:
         if outcome in _GOOD:
             totals.successes += 1
             totals.seconds += seconds
-            totals.rescues += outcome is Outcome.RESCUED
+            totals.rescues += outcome is _RESCUED
         elif outcome in _BAD:
             totals.failures += 1
 
