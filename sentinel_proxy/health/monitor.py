@@ -145,18 +145,22 @@ class Monitor:
 
     def _call_finished(self, event: CallFinished) -> None:
         """The attempts that began to answer: the last one is how the call ended, earlier ones broke off."""
-        if event.call is None:
+        call, outcome = event.call, event.outcome
+        if call is None:
             return
         now = self._clock.monotonic()
-        answered = [attempt for attempt in event.call.trail if attempt.answered]
-        for attempt in answered:
+        broke_off = outcome in _BAD
+        for attempt in reversed(call.trail):
+            if not attempt.answered:
+                continue
             watch = self._watches.get(attempt.provider)
             if watch is None:
-                continue  # it left the chain while the call went on
-            if attempt is not answered[-1] or event.outcome in _BAD:
+                pass  # it left the chain while the call went on
+            elif broke_off:
                 watch.traffic.bad(now)
-            elif event.outcome in _GOOD:
+            elif outcome in _GOOD:
                 watch.heard_good(attempt.seconds, now)
+            broke_off = True
 
     def _attempt_failed(self, event: AttemptFailed) -> None:
         watch = self._watches.get(event.provider)

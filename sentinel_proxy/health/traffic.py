@@ -1,5 +1,6 @@
 """How the calls of the last minutes went at one provider; a few numbers, whatever the load."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -20,10 +21,11 @@ class _Slot:
 class Traffic:
     """Attempts that count, good or bad. Times are monotonic seconds."""
 
-    __slots__ = ("_slots", "last_good")
+    __slots__ = ("_slots", "_until", "last_good")
 
     def __init__(self) -> None:
         self._slots: deque[_Slot] = deque(maxlen=SLOTS)
+        self._until = -math.inf  # when the last of them ends
         self.last_good: float | None = None
 
     def good(self, seconds: float, now: float) -> None:
@@ -51,9 +53,10 @@ class Traffic:
         return sum(slot.seconds for slot in recent) / good if good else None
 
     def _slot(self, now: float) -> _Slot:
-        number = int(now // SLOT_SECONDS)
-        if not self._slots or self._slots[-1].number != number:
+        if now >= self._until:
+            number = int(now // SLOT_SECONDS)
             self._slots.append(_Slot(number))
+            self._until = (number + 1) * SLOT_SECONDS
         return self._slots[-1]
 
     def _recent(self, now: float) -> list[_Slot]:

@@ -86,6 +86,7 @@ _NO_TROUBLE: Final = frozenset(
 _GRAVITY: Final = (State.HALF_OPEN, State.OPEN)  # the graver the later
 _KINDS: Final = frozenset(kind.value for kind in FailureKind)
 _GOOD: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED_OVER, Outcome.RESCUED))
+_SUCCESS: Final = Outcome.SUCCESS  # found once: of its class, Python 3.11 finds a member by a detour
 _LOST: Final = frozenset((Outcome.FAILURE, Outcome.TRUNCATED))
 
 Changes = Sequence[IncidentChanged]
@@ -129,10 +130,10 @@ class Ledger:
     def is_no_news(self, event: CallFinished) -> bool:
         """Whether a call went as calls should; spares the hot path the rest."""
         return (
-            event.outcome is Outcome.SUCCESS
-            and event.call is not None
-            and len(event.call.trail) == 1
-            and event.call.trail[0].provider not in self._disprovable
+            event.outcome is _SUCCESS
+            and (call := event.call) is not None
+            and len(call.trail) == 1
+            and call.trail[0].provider not in self._disprovable
         )
 
     # The rules, one for each event.
