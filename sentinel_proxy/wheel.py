@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 TICK_SECONDS: Final = 0.02
-HORIZON_TICKS: Final = 50
+HORIZON_SECONDS: Final = 1.0
 """
-An alarm further away waits in the slot at the horizon (1 s) and is looked at again there, so
-that a cancelled one is forgotten within a second, however late it would have rung.
+An alarm further away waits in the slot at the horizon and is looked at again there, so that a
+cancelled one is soon forgotten, however late it would have rung.
 """
 
 STALL_SECONDS: Final = 0.5
@@ -100,9 +100,8 @@ class Wheel:
     def _place(self, alarm: Alarm) -> None:
         if (loop := self._loop) is None:
             loop = self._loop = asyncio.get_running_loop()
-        horizon = int(loop.time() / TICK_SECONDS) + HORIZON_TICKS
-        tick = min(int(alarm.due / TICK_SECONDS) + 1, horizon)
-        alarm._tick = tick
+        due, horizon = alarm.due, loop.time() + HORIZON_SECONDS
+        tick = alarm._tick = int((due if due < horizon else horizon) / TICK_SECONDS) + 1
         slot = self._slots.get(tick)
         if slot is None:
             self._slots[tick] = [alarm]
