@@ -7,7 +7,7 @@ The same programs send the same names in the same order again and again; only th
 from collections.abc import Callable
 from functools import lru_cache
 from operator import itemgetter
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 
 from sentinel_proxy.model import Header, Headers
 
@@ -19,18 +19,18 @@ HEADS: Final = 64
 
 Names = tuple[bytes, ...]
 _name: Callable[[Header], bytes] = itemgetter(0)
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 
-def by_names(decide: Callable[Concatenate[Names, P], T]) -> Callable[Concatenate[Headers, P], T]:
+def by_names(decide: Callable[[Names, *Ts], T]) -> Callable[[Headers, *Ts], T]:
     """Let *decide*, which looks at names alone, be asked about whole heads, and remember what it says."""
     remembered = lru_cache(HEADS)(decide)
 
-    def decided(headers: Headers, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def decided(headers: Headers, *more: *Ts) -> T:
         names = tuple(map(_name, headers))
         if len(names) > MOST_NAMES:
-            return decide(names, *args, **kwargs)
-        return remembered(names, *args, **kwargs)  # type: ignore[arg-type]  # all that is asked can be hashed
+            return decide(names, *more)
+        return remembered(names, *more)  # all that is asked can be hashed
 
     return decided

@@ -10,7 +10,7 @@ class Asked:
         self.times = 0
         self.how_long = by_names(self._decide)
 
-    def _decide(self, names: Names, more: int = 0) -> int:
+    def _decide(self, names: Names, more: int) -> int:
         self.times += 1
         return len(names) + more
 
@@ -18,7 +18,7 @@ class Asked:
 def test_heads_with_the_same_names_are_decided_about_once_whatever_their_values() -> None:
     asked = Asked()
 
-    answers = [asked.how_long([(b"a", value), (b"b", b"")]) for value in (b"1", b"2")]
+    answers = [asked.how_long([(b"a", value), (b"b", b"")], 0) for value in (b"1", b"2")]
 
     assert (answers, asked.times) == ([2, 2], 1)
 
@@ -27,7 +27,7 @@ def test_another_order_another_number_and_another_question_are_decided_anew() ->
     asked = Asked()
 
     for names in (b"ab", b"ba", b"aab"):
-        asked.how_long([(bytes([name]), b"") for name in names])
+        asked.how_long([(bytes([name]), b"") for name in names], 0)
     answer = asked.how_long([(b"a", b""), (b"b", b"")], 5)
 
     assert (answer, asked.times) == (7, 4)
@@ -37,7 +37,11 @@ def test_more_names_than_honest_programs_send_are_not_remembered() -> None:
     asked = Asked()
     head = [(b"%d" % number, b"") for number in range(MOST_NAMES + 1)]
 
-    assert [asked.how_long(head), asked.how_long(head), asked.times] == [MOST_NAMES + 1, MOST_NAMES + 1, 2]
+    assert [asked.how_long(head, 0), asked.how_long(head, 0), asked.times] == [
+        MOST_NAMES + 1,
+        MOST_NAMES + 1,
+        2,
+    ]
 
 
 def test_heads_that_have_not_come_for_long_are_forgotten() -> None:
@@ -45,6 +49,6 @@ def test_heads_that_have_not_come_for_long_are_forgotten() -> None:
     heads = [[(b"%d" % number, b"")] for number in range(HEADS + 1)]
 
     for head in (*heads, heads[0]):
-        asked.how_long(head)
+        asked.how_long(head, 0)
 
     assert asked.times == HEADS + 2
