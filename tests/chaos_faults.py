@@ -293,9 +293,14 @@ _BUILDERS: Final[dict[str, Callable[[Any, list[str], str], Good]]] = {
 # -- ways to answer ----------------------------------------------------------------------------
 
 
-def _script(good: Good, rng: Random, pieces: Sequence[bytes] | None = None, pause: float = 0.0) -> Script:
-    """Write an answer in any of the three framings (a body that ends the connection is not kept alive)."""
-    framings: tuple[Framing, ...] = ("length", "chunked", "chunked", "close")
+def _script(
+    good: Good,
+    rng: Random,
+    pieces: Sequence[bytes] | None = None,
+    pause: float = 0.0,
+    framings: Sequence[Framing] = ("length", "chunked", "chunked", "close"),
+) -> Script:
+    """Write an answer in any of *framings* (a body that ends the connection is not kept alive)."""
     return stream(
         good.pieces if pieces is None else pieces,
         headers={"content-type": good.content_type, "x-request-id": "req_1"},
@@ -499,8 +504,11 @@ def bad_finish(good: Good, rng: Random) -> Play:
 
 def no_done(good: Good, rng: Random) -> Play:
     """Everything is said, but `[DONE]` never comes; the stream ends, or even stays open."""
-    script = _script(good, rng, good.pieces[: good.enough])
-    return True, script if rng.random() < 0.8 else [*script[:-1], Hang()]
+    said = good.pieces[: good.enough]
+    if rng.random() < 0.8:
+        return True, _script(good, rng, said)
+    *script, _end_of_body = _script(good, rng, said, framings=("chunked", "close"))
+    return True, [*script, Hang()]
 
 
 def no_finish(good: Good, rng: Random) -> Play:
