@@ -109,7 +109,10 @@ class Call:
     @property
     def attempts(self) -> int:
         """How many attempts were sent upstream."""
-        return len([attempt for attempt in self.trail if attempt.sent])
+        sent = 0
+        for attempt in self.trail:
+            sent += attempt.sent
+        return sent
 
     @property
     def answered_by(self) -> str | None:

@@ -35,6 +35,7 @@ class Told:
     SCOPE_KEY: ClassVar[str] = "sentinel_proxy.told"
 
     traceparent: int | None  # where there are several, the first
+    content_length: int | None
     retry_count: int | None  # of this and the next, the last
     sdk_timeout: int | None
     controls: tuple[int, ...]  # every `x-sentinel-*`
@@ -46,6 +47,7 @@ def told(names: Names) -> Told:
     last = {name: at for at, name in enumerate(names)}
     return Told(
         traceparent=names.index(b"traceparent") if b"traceparent" in last else None,
+        content_length=last.get(b"content-length"),
         retry_count=last.get(_RETRY_COUNT),
         sdk_timeout=max((last[name] for name in _SDK_TIMEOUTS if name in last), default=None),
         controls=tuple(at for at, name in enumerate(names) if name.startswith(b"x-sentinel-")),

@@ -78,15 +78,17 @@ class Line:
         """
         service, scope = self._service, self._scope
         before = service.clock.monotonic()
-        body = await self.caller.body(scope, service.max_body_bytes)
+        head, told = scope["headers"], scope[Told.SCOPE_KEY]
+        declared = head[told.content_length][1] if told.content_length is not None else None
+        body = await self.caller.body(declared, service.max_body_bytes)
         waited = service.clock.monotonic() - before
         if rewrite is not None:
             body = rewrite(body)
         call = self.call = read_call(
             self._endpoint,
             self._trace,
-            scope["headers"],
-            scope[Told.SCOPE_KEY],
+            head,
+            told,
             scope["query_string"],
             body,
             service.total_seconds,

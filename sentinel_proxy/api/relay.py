@@ -14,11 +14,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from sentinel_proxy.clock import Clock
 from sentinel_proxy.errors import CallerError
-from sentinel_proxy.model import Header, header
+from sentinel_proxy.model import Header
 from sentinel_proxy.reply import Reply
 from sentinel_proxy.wheel import Alarm, Wheel
 from sentinel_proxy.wire import openai
@@ -103,16 +103,18 @@ class Caller:
         self.started = False
         self.streaming = False
 
-    async def body(self, scope: Scope, limit_bytes: int) -> bytes:
+    async def body(self, declared: bytes | None, limit_bytes: int) -> bytes:
         """
         Read the whole request body.
+
+        Args:
+            declared: Its Content-Length, if there is one.
 
         Raises:
             CallerError: It is larger than *limit_bytes* (413); nothing more is read.
             HungUp: The caller left before it was complete.
             CancelledError: It did not arrive in time; `late` is set.
         """
-        declared = header(scope["headers"], b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
         now = self._clock.monotonic()

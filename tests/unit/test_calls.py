@@ -156,10 +156,12 @@ class TestHeaders:
 
     def test_of_a_header_that_comes_twice_the_last_counts_but_of_traces_the_first(self) -> None:
         names = (b"traceparent", b"x-stainless-timeout", b"x-stainless-retry-count", b"x-sentinel-rescue")
-        pairs = [(name, b"") for name in (b"accept", *names, *names)]
+        pairs = [(name, b"") for name in (b"content-length", *names, *names)]
 
-        assert told(pairs) == Told(traceparent=1, retry_count=7, sdk_timeout=6, controls=(4, 8))
-        assert told([(b"accept", b"")]) == Told(None, None, None, ())
+        assert told(pairs) == Told(
+            traceparent=1, content_length=0, retry_count=7, sdk_timeout=6, controls=(4, 8)
+        )
+        assert told([(b"accept", b"")]) == Told(None, None, None, None, ())
 
     @pytest.mark.parametrize(("count", "expected"), [("0", False), ("", False), ("1", True), ("2", True)])
     def test_the_sdk_says_when_it_repeats_itself(self, count: str, expected: bool) -> None:
