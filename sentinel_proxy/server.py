@@ -112,6 +112,12 @@ class Port:
             raise ConfigError("{}:{}".format(*self.address), _why_not(error)) from None
         return listener
 
+    def shut(self, listener: socket.socket) -> None:
+        """Let nothing queue at *listener* any more, though a process that was just forked may still have it."""
+        if sys.platform == "linux":  # elsewhere it is one socket with the others
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
     def close(self) -> None:
         """Let go of the port; sockets that are open stay so."""
         self._claim.close()

@@ -298,7 +298,7 @@ class Parent:
         pause = pause_seconds(place.died_young)
         place.due_at = self._clock.monotonic() + pause
         if pause and place.listener is not None:
-            place.listener.close()
+            self._port.shut(place.listener)
             place.listener = None
 
     def _give_up(self) -> int:

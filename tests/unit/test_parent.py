@@ -45,6 +45,19 @@ class TestPort:
         for opened in sockets:
             opened.close()
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are copies of one socket")
+    def test_nobody_queues_at_one_that_is_shut_even_if_another_process_has_it_still(self) -> None:
+        port = Port("127.0.0.1", 0)
+        shut, serves = port.open(), port.open()
+        with shut.dup(), serves:
+            port.shut(shut)
+            callers = [socket.create_connection(port.address) for _ in range(20)]
+            serves.setblocking(False)
+            for caller in callers:
+                serves.accept()[0].close()
+                caller.close()
+        port.close()
+
     def test_one_that_somebody_else_listens_on_is_refused(self) -> None:
         with listen("127.0.0.1", 0) as taken:
             taken.listen()
