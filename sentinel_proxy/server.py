@@ -113,7 +113,7 @@ class Port:
         return listener
 
     def shut(self, listener: socket.socket) -> None:
-        """Let nothing queue at *listener* any more, though a process that was just forked may still have it."""
+        """Let nothing queue at *listener* any more, though one that was just forked may have it still."""
         if sys.platform == "linux":  # elsewhere it is one socket with the others
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
