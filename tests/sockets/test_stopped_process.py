@@ -35,6 +35,7 @@ STOP_SECONDS = 1.5
 async def test_an_answer_that_came_while_the_process_was_stopped_is_given_and_no_breaker_counts_it(
     primary: FaultyUpstream, backup: FaultyUpstream, run_replicas: RunReplicas, answer: Script, stream: bool
 ) -> None:
+    """A18."""
     primary.always((Pause(0.2), *answer))
     backup.always(ollama_completion("from the backup"))
     [proxy] = await run_replicas(two_providers(primary, backup, first_token=LIMIT_SECONDS))

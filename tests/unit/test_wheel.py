@@ -68,6 +68,7 @@ async def test_a_wheel_without_alarms_leaves_the_loop_alone() -> None:
 
 
 async def test_after_a_stop_of_the_process_what_has_come_is_seen_before_alarms_ring() -> None:
+    """A18."""
     loop, wheel, rung = asyncio.get_running_loop(), Wheel(), asyncio.Event()
     order: list[str] = []
 
