@@ -1,7 +1,7 @@
 """A real proxy between real sockets: what many tests are built on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -19,9 +19,14 @@ from sentinel_proxy.config import (
 )
 from sentinel_proxy.events import Bus, CallFinished, Event
 from sentinel_proxy.server import running
-from sentinel_proxy.testing import FaultyUpstream
+from sentinel_proxy.testing import FaultyUpstream, Hang, Reset, Script, openai_chunks, sse_stream
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def unfinished(words: Sequence[str], end: Hang | Reset) -> Script:
+    """Return a stream that says *words*, neither why it stops nor that it does, and then that *end*."""
+    return [*sse_stream(openai_chunks(words, finish_reason=None, done=False))[:-1], end]
 
 
 def chain(primary: FaultyUpstream, backup: FaultyUpstream | None = None, **sections: Any) -> Config:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import Start, chain
+from harness import Start, chain, unfinished
 
 from sentinel_proxy.config import (
     BreakerConfig,
@@ -37,12 +37,10 @@ from sentinel_proxy.testing import (
     Script,
     answer,
     ollama_stream,
-    openai_chunks,
     openai_completion,
     openai_error,
     openai_models,
     openai_stream,
-    sse_stream,
 )
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +58,7 @@ CREDENTIALS = {
     "openai-project": f"proj-{KEY}",
 }
 PATIENT = TimeoutsConfig(connect=5, first_token=20, idle=20, progress=20, answer=20, total=60)
-BROKEN: Script = [*sse_stream(openai_chunks(["one", " two"], finish_reason=None, done=False))[:-1], Reset()]
+BROKEN: Script = unfinished(["one", " two"], Reset())
 
 
 def provider(name: str, base_url: str, *, kind: str = "openai", **more: Any) -> ProviderConfig:

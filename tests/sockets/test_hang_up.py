@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from harness import CHAT, Harness, Start, chain, eventually
+from harness import CHAT, Harness, Start, chain, eventually, unfinished
 
 from sentinel_proxy.api import relay
 from sentinel_proxy.config import BreakerConfig, RetryConfig, TimeoutsConfig
@@ -35,8 +35,8 @@ from sentinel_proxy.testing import (
 pytestmark = pytest.mark.anyio
 
 TIMEOUTS = TimeoutsConfig(connect=20, first_token=20, idle=20, progress=20, answer=20, total=60)
-HALF_A_STREAM: Script = [*sse_stream(openai_chunks(["Once"], finish_reason=None, done=False))[:-1], Hang()]
-ONLY_A_ROLE: Script = [*sse_stream(openai_chunks([], finish_reason=None, done=False))[:-1], Hang()]
+HALF_A_STREAM: Script = unfinished(["Once"], Hang())
+ONLY_A_ROLE: Script = unfinished([], Hang())
 
 
 def request(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:

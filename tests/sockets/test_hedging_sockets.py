@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from harness import CHAT, Harness, Start, chain, eventually
+from harness import CHAT, Harness, Start, chain, eventually, unfinished
 
 from sentinel_proxy.config import BreakerConfig, HedgeConfig, RetryConfig, TimeoutsConfig
 from sentinel_proxy.events import CallFailedOver, CallHedged, IncidentChanged
@@ -23,11 +23,9 @@ from sentinel_proxy.testing import (
     Script,
     ollama_error,
     ollama_stream,
-    openai_chunks,
     openai_completion,
     openai_error,
     openai_stream,
-    sse_stream,
 )
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +33,7 @@ pytestmark = pytest.mark.anyio
 DELAY = 0.04
 PATIENT = TimeoutsConfig(connect=5, first_token=20, idle=20, progress=20, answer=20, total=60)
 SILENT: Script = [Hang()]
-ONLY_A_ROLE: Script = [*sse_stream(openai_chunks([], finish_reason=None, done=False))[:-1], Hang()]
+ONLY_A_ROLE: Script = unfinished([], Hang())
 
 
 async def hedging(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from harness import CHAT, Harness, Start, chain, eventually
+from harness import CHAT, Harness, Start, chain, eventually, unfinished
 from raw_caller import ask, request
 
 from sentinel_proxy.api.line import Line
@@ -33,11 +33,9 @@ from sentinel_proxy.testing import (
     ollama_completion,
     ollama_error,
     ollama_stream,
-    openai_chunks,
     openai_completion,
     openai_error,
     openai_stream,
-    sse_stream,
 )
 from sentinel_proxy.upstream.connection import Connection
 from sentinel_proxy.upstream.http1 import Http1Exchange
@@ -54,8 +52,8 @@ PARKED = Counter({"Connection": 4})
 
 PATIENT = TimeoutsConfig(connect=5, first_token=5, idle=5, progress=5, answer=5, total=60)
 WORDS = ["The quick", " brown fox"]
-BROKEN = [*sse_stream(openai_chunks(WORDS, finish_reason=None, done=False))[:-1], Reset()]
-SILENT = [*sse_stream(openai_chunks(WORDS, finish_reason=None, done=False))[:-1], Hang()]
+BROKEN = unfinished(WORDS, Reset())
+SILENT = unfinished(WORDS, Hang())
 
 
 def alive() -> Counter[str]:

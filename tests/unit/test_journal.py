@@ -307,15 +307,21 @@ async def test_own_frames_whose_news_got_lost_are_looked_for() -> None:
         assert await one.told() == [1]
 
 
+async def after_a_loss(room: Room) -> list[Replica]:
+    """Let the store lose its memory between the news of one replica and of the other; return both."""
+    one, other = room.replicas
+    one.tell(1)
+    await room.settle()
+    room.state.forget()
+    await room.settle()
+    other.tell(2)
+    await room.settle()
+    return [one, other]
+
+
 async def test_a_store_that_lost_its_memory_takes_nothing_from_ours() -> None:
     async with a_room() as room:
-        one, other = room.replicas
-        one.tell(1)
-        await room.settle()
-        room.state.forget()
-        await room.settle()
-        other.tell(2)
-        await room.settle()
+        one, other = await after_a_loss(room)
 
         assert one.remembered() == other.remembered() == [1, 2]
         assert await one.told() == [1, 2]
@@ -323,13 +329,7 @@ async def test_a_store_that_lost_its_memory_takes_nothing_from_ours() -> None:
 
 async def test_nor_does_it_when_it_is_read_again_after_it_was_told_something_since() -> None:
     async with a_room() as room:
-        one, other = room.replicas
-        one.tell(1)
-        await room.settle()
-        room.state.forget()
-        await room.settle()
-        other.tell(2)
-        await room.settle()
+        one, _ = await after_a_loss(room)
 
         await one.journal.synchronise()
 
