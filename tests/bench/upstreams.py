@@ -2,21 +2,22 @@
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from typing import Final, cast
 
 _LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(asyncio.Protocol, ABC):
     """One connection of a proxy's; requests come one at a time, each after the answer to the last."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
         self._held = b""
 
+    @abstractmethod
     def asked(self, head: bytes, body: bytes) -> None:
         """Answer one request. *head* is without the empty line that ends it."""
-        raise NotImplementedError
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
