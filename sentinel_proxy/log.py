@@ -221,7 +221,7 @@ class Log:
             if call.client is not None:
                 fields["client"] = call.client
             fields["stream"] = call.stream
-            fields["trail"] = [f"{attempt.provider}:{attempt.result}" for attempt in call.trail]
+            fields["trail"] = call.steps
             fields["attempts"] = call.attempts
         if event.provider is not None:
             fields["provider"] = event.provider

@@ -115,6 +115,11 @@ class Call:
         return sent
 
     @property
+    def steps(self) -> list[str]:
+        """Every attempt in order, as people read it: `openai:503`, `openai:timeout`, `ollama:200`."""
+        return [f"{attempt.provider}:{attempt.result}" for attempt in self.trail]
+
+    @property
     def answered_by(self) -> str | None:
         """The provider that began to answer last, if any did."""
         answered = (attempt.provider for attempt in reversed(self.trail) if attempt.answered)

@@ -9,7 +9,7 @@ from typing import Final
 
 from sentinel_proxy.model import Call, Header, Headers
 from sentinel_proxy.reply import Reply
-from sentinel_proxy.wire.heads import Names, by_names
+from sentinel_proxy.wire.heads import Names, by_names, lists_others, without_listed
 
 # What belongs to one hop (RFC 9110 §7.6.1) or to the upstream's own site.
 _NEVER_RELAYED: Final = frozenset(
@@ -44,7 +44,6 @@ _OF_THE_BODY: Final = frozenset(
     )
 )
 _NEVER_OR_OF_THE_BODY: Final = _NEVER_RELAYED | _OF_THE_BODY
-_ORDINARY_CONNECTION: Final = (b"keep-alive", b"close")  # says nothing of other headers
 
 
 NOBODY: Final = b"none"
@@ -66,12 +65,10 @@ def relayed(headers: Headers, *, with_body: bool = False) -> list[Header]:
         with_body: The body goes along byte for byte, and with it what describes it.
     """
     concerns, connections = _sorted_out(headers, with_body)
-    kept = list(compress(headers, concerns))
     for at in connections:
-        if (listed := headers[at][1].lower()) not in _ORDINARY_CONNECTION:
-            own_hop = {name.strip() for name in listed.split(b",")}
-            kept = [pair for pair in kept if pair[0] not in own_hop]
-    return kept
+        if lists_others(headers[at][1]):
+            return relayed(without_listed(headers), with_body=with_body)
+    return list(compress(headers, concerns))
 
 
 @by_names
@@ -91,15 +88,13 @@ def of_call(call: Call | None, reply: Reply | None, seconds: float) -> list[Head
         reply: None if nobody has begun to answer.
         seconds: From the start of the call until now.
     """
-    waited = call.waited_seconds if call is not None else 0.0
-    overhead = seconds - waited if seconds > waited else 0.0
     headers: list[Header] = [
         (b"x-sentinel-attempts", b"%d" % (call.attempts if call is not None else 0)),
         (b"x-sentinel-failover", b"true" if reply is not None and reply.failover else b"false"),
-        (b"x-sentinel-overhead-ms", b"%.3f" % (overhead * 1000)),
+        (b"x-sentinel-overhead-ms", b"%.3f" % (overhead_seconds(call, seconds) * 1000)),
     ]
     if call is not None and call.trail:
-        headers.append((b"x-sentinel-trail", trail_text(call).encode()))
+        headers.append((b"x-sentinel-trail", ",".join(call.steps).encode()))
     if reply is None:
         headers.append((b"x-sentinel-provider", _asked_last(call)))
         headers.append((b"x-sentinel-model", _header_safe(call.model) if call is not None else NOBODY))
@@ -117,12 +112,10 @@ def _asked_last(call: Call | None) -> bytes:
     return asked[-1].encode() if asked else NOBODY
 
 
-def trail_text(call: Call) -> str:
-    """Return every attempt in order, as `openai:503,openai:timeout,ollama:200`."""
-    text = ""
-    for attempt in call.trail:
-        text += f",{attempt.provider}:{attempt.result}"
-    return text[1:]
+def overhead_seconds(call: Call | None, seconds: float) -> float:
+    """Return the proxy's own share of the *seconds* that *call* took: what it did not wait for others."""
+    waited = call.waited_seconds if call is not None else 0.0
+    return seconds - waited if seconds > waited else 0.0
 
 
 def _header_safe(text: str) -> bytes:

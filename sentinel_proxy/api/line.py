@@ -200,7 +200,6 @@ class Line:
         self._finished = True
         call, reply = self.call, self.reply
         seconds = self.seconds()
-        waited = call.waited_seconds if call is not None else 0.0
         self._service.emit(
             CallFinished(
                 self._trace.trace_id,
@@ -211,7 +210,7 @@ class Line:
                 reply.upstream.name if reply is not None else None,
                 reply.served_model if reply is not None else None,
                 seconds,
-                seconds - waited if seconds > waited else 0.0,
+                headers.overhead_seconds(call, seconds),
                 reply.first_token_seconds if reply is not None else None,
                 reply.usage if reply is not None else None,
                 error_code,

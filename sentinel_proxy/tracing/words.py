@@ -64,7 +64,7 @@ def of_call(event: CallFinished) -> Attributes:
     }
     if call is not None:
         told["sentinel.client"] = call.client
-        told["sentinel.trail"] = [f"{attempt.provider}:{attempt.result}" for attempt in call.trail]
+        told["sentinel.trail"] = call.steps
         if call.stream and event.endpoint in _OPERATIONS:
             told["gen_ai.request.stream"] = True
             told["gen_ai.response.time_to_first_chunk"] = event.first_token_seconds

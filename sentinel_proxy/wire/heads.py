@@ -1,5 +1,5 @@
 """
-What follows from the names in a head, decided once.
+What follows from a head: from its names, decided once, and from what `Connection` says.
 
 The same programs send the same names in the same order again and again; only the values differ.
 """
@@ -16,6 +16,8 @@ MOST_NAMES: Final = 64
 
 HEADS: Final = 64
 """Remembered for each question. A head is bounded by whoever reads it, so this is a few MB at most."""
+
+_ORDINARY: Final = (b"keep-alive", b"close")
 
 Names = tuple[bytes, ...]
 _name: Callable[[Header], bytes] = itemgetter(0)
@@ -34,3 +36,19 @@ def by_names(decide: Callable[[Names, *Ts], T]) -> Callable[[Headers, *Ts], T]:
         return remembered(names, *more)  # all that is asked can be hashed
 
     return decided
+
+
+def lists_others(connection: bytes) -> bool:
+    """Whether a `Connection` of this value may name other headers as its hop's own (RFC 9110 §7.6.1)."""
+    return connection.lower() not in _ORDINARY
+
+
+def without_listed(headers: Headers) -> list[Header]:
+    """Leave out `Connection` and every header that it names."""
+    listed = {
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+    return [pair for pair in headers if pair[0] != b"connection" and pair[0] not in listed]

@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Final
 
 from sentinel_proxy.model import Header, Headers
-from sentinel_proxy.wire.heads import Names, by_names
+from sentinel_proxy.wire.heads import Names, by_names, lists_others, without_listed
 
 _KEPT_BACK: Final = frozenset(
     (
@@ -42,7 +42,6 @@ _KEPT_BACK: Final = frozenset(
 )
 _KEPT_BACK_PREFIXES: Final = (b"x-forwarded-", b"x-sentinel-", b"proxy-", b"sec-")
 _OF_THE_ACCOUNT: Final = frozenset((b"openai-organization", b"openai-project"))
-_ORDINARY_CONNECTION: Final = (b"keep-alive", b"close")
 
 
 def forwarded(headers: Headers, *, with_account: bool, traceparent: bytes | None = None) -> list[Header]:
@@ -56,8 +55,8 @@ def forwarded(headers: Headers, *, with_account: bool, traceparent: bytes | None
     """
     sent_on, connections = _sorted_out(headers, with_account, traceparent is not None)
     for at in connections:
-        if headers[at][1].lower() not in _ORDINARY_CONNECTION:
-            return forwarded(_without_listed(headers), with_account=with_account, traceparent=traceparent)
+        if lists_others(headers[at][1]):
+            return forwarded(without_listed(headers), with_account=with_account, traceparent=traceparent)
     kept = [(b"accept-encoding", b"identity"), *compress(headers, sent_on)]
     if traceparent is not None:
         kept.append((b"traceparent", traceparent))
@@ -74,14 +73,3 @@ def _sorted_out(
         kept_back = kept_back | {b"traceparent"}
     sent_on = tuple(name not in kept_back and not name.startswith(_KEPT_BACK_PREFIXES) for name in names)
     return sent_on, tuple(at for at, name in enumerate(names) if name == b"connection")
-
-
-def _without_listed(headers: Headers) -> list[Header]:
-    """Leave out `Connection` and every header that it names."""
-    listed = {
-        token.strip().lower()
-        for name, value in headers
-        if name == b"connection"
-        for token in value.split(b",")
-    }
-    return [pair for pair in headers if pair[0] != b"connection" and pair[0] not in listed]
