@@ -175,11 +175,7 @@ class Reply:
         assert self._write is not None
         now = monotonic()
         output = decoder.feed(data)
-        if decoder.progress != self._progress:
-            self._progress = decoder.progress
-            self._progress_at = now
-            if now > self._proved_at:
-                self._permit.succeed(now)
+        self._note_progress(now)
         may_go_on = self._write(output, now) if output else True
         self._busy_seconds += monotonic() - now
         if decoder.complete or decoder.failure is not None or not may_go_on:
